@@ -1,0 +1,84 @@
+"""Transfer learning for 3D medical images.
+
+Names are imported when they are first used: `import lightning_atlas` loads neither torch nor MONAI.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning_atlas.adaptation import (
+        ConstantSchedule as ConstantSchedule,
+        CosineSchedule as CosineSchedule,
+        FrozenEncoder as FrozenEncoder,
+        FullFineTuning as FullFineTuning,
+        HeadOnly as HeadOnly,
+        LayerWiseDecay as LayerWiseDecay,
+    )
+    from lightning_atlas.contract import Contract as Contract
+    from lightning_atlas.data import (
+        EmbeddedScan as EmbeddedScan,
+        Patches as Patches,
+        ScanDataModule as ScanDataModule,
+        ScanFolder as ScanFolder,
+        ScanTable as ScanTable,
+        SimulatedCohort as SimulatedCohort,
+    )
+    from lightning_atlas.inference import SlidingWindow as SlidingWindow
+    from lightning_atlas.modules import (
+        AtlasModule as AtlasModule,
+        SupervisedPretraining as SupervisedPretraining,
+        TransferLearning as TransferLearning,
+    )
+    from lightning_atlas.networks import (
+        Network as Network,
+        SegResNet as SegResNet,
+        Stage as Stage,
+        UNet as UNet,
+        as_network as as_network,
+    )
+    from lightning_atlas.tasks import Segmentation as Segmentation, Task as Task
+    from lightning_atlas.types import Batch as Batch
+
+__version__ = "0.1.0"
+
+PUBLIC = {
+    "AtlasModule": "modules",
+    "Batch": "types",
+    "ConstantSchedule": "adaptation",
+    "Contract": "contract",
+    "CosineSchedule": "adaptation",
+    "EmbeddedScan": "data",
+    "FrozenEncoder": "adaptation",
+    "FullFineTuning": "adaptation",
+    "HeadOnly": "adaptation",
+    "LayerWiseDecay": "adaptation",
+    "Network": "networks",
+    "Patches": "data",
+    "ScanDataModule": "data",
+    "ScanFolder": "data",
+    "ScanTable": "data",
+    "SegResNet": "networks",
+    "Segmentation": "tasks",
+    "SimulatedCohort": "data",
+    "SlidingWindow": "inference",
+    "Stage": "networks",
+    "SupervisedPretraining": "modules",
+    "Task": "tasks",
+    "TransferLearning": "modules",
+    "UNet": "networks",
+    "as_network": "networks",
+}
+"""Public name: the part of the package that defines it."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{PUBLIC[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *PUBLIC})

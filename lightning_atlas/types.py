@@ -1,0 +1,37 @@
+"""The axis legend, the batch, and the shapes that data and modules share.
+
+Axes are `batch channels i j k`. After reorientation to RAS, i runs to the right, j to the front, k upwards, so slices lie
+along k. This is the memory order of TorchIO and MONAI; nnU-Net and SimpleITK arrays are the reverse (k j i).
+
+A voxel's label is one small integer: a row of its case's table, which has a column for each class of the recipe.
+"""
+
+from typing import TypedDict
+
+from jaxtyping import Bool, Float, Int8, Integer
+from torch import Tensor
+
+Image = Float[Tensor, "batch channels i j k"]
+"""Intensities as the network sees them."""
+Logits = Float[Tensor, "batch outputs i j k"]
+"""What a segmentation network returns; with softmax, output 0 is the background."""
+Label = Integer[Tensor, "batch i j k"]
+"""Rows of the table below. Row 0 always means: nobody decided on anything here."""
+States = Int8[Tensor, "batch rows classes"]
+"""1: the voxel is in the class, 0: it is not, -1: that is not known."""
+Drawn = Bool[Tensor, "batch rows classes"]
+"""Somebody decided on this class here; what only follows from another class is known but not drawn."""
+
+
+class Batch(TypedDict):
+    """What a data module yields and a module takes; tables are padded with rows that mean *unknown*."""
+
+    image: Image
+    label: Label
+    states: States
+    drawn: Drawn
+    spacing_mm: Float[Tensor, "batch 3"]
+    affine: Float[Tensor, "batch 4 4"]
+    index: Integer[Tensor, " batch"]
+    """The case's position in its split, by which ranks drop what a sampler had to repeat."""
+    subject: list[str]
