@@ -1,0 +1,171 @@
+"""What every network tells of itself: its stages, from input to output."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from operator import attrgetter
+from typing import Any, Literal, NamedTuple
+
+from torch import Tensor, nn
+
+from lightning_atlas.types import Image
+
+Part = Literal["encoder", "decoder", "head"]
+OutputLayer = nn.Conv3d | nn.ConvTranspose3d | nn.Linear
+
+
+class Stage(NamedTuple):
+    """A piece of a network that freezes, learns and is sharded as one.
+
+    Args:
+        name: As shown in reports.
+        part: Which part of the network it belongs to.
+        modules: Names of submodules of the network (as in `named_modules`), in forward order; a parameter or buffer
+            that lies outside all of them can be named too.
+    """
+
+    name: str
+    part: Part
+    modules: tuple[str, ...]
+
+
+class Network(nn.Module):
+    """A network that can name its stages; its state dict has the keys of the published one."""
+
+    size_multiple: int = 1
+    """Each side of an input patch must be a multiple of this."""
+
+    def stages(self) -> list[Stage]:
+        """Return the stages in forward order; every parameter and buffer lies in exactly one."""
+        raise NotImplementedError
+
+    def check_size(self, image: Image) -> None:
+        """Refuse an image that would not come back on its own grid.
+
+        Raises:
+            ValueError: A side is not a multiple of `size_multiple`.
+        """
+        sides = tuple(image.shape[2:])
+        fitting = tuple(-(-side // self.size_multiple) * self.size_multiple for side in sides)
+        if sides != fitting:
+            raise ValueError(
+                f"{type(self).__name__} takes images whose sides are multiples of {self.size_multiple}, and got one of "
+                f"{_voxels(sides)}; pad it, or set the size of the patches and of the window, to {_voxels(fitting)}"
+            )
+
+
+def stage_tensors(network: nn.Module, stage: Stage) -> dict[str, Tensor]:
+    """Return the parameters and buffers of a stage by full name, as they are now (sharding replaces parameters).
+
+    A tensor that has several names in the network goes by the first, as in `named_parameters`.
+
+    Raises:
+        ValueError: The stage names something that the network does not have.
+    """
+    members = {id(tensor) for name in stage.modules for tensor in _resolve(network, name)}
+    return {name: tensor for name, tensor in _named_tensors(network).items() if id(tensor) in members}
+
+
+def stage_parameters(network: nn.Module, stage: Stage) -> dict[str, nn.Parameter]:
+    """Return the parameters of a stage by full name, in registration order."""
+    tensors = stage_tensors(network, stage)
+    return {name: tensor for name, tensor in tensors.items() if isinstance(tensor, nn.Parameter)}
+
+
+def check_stages(network: Network) -> None:
+    """Check that every parameter and buffer lies in exactly one stage.
+
+    Raises:
+        ValueError: A tensor lies in no stage or in several, or two stages have the same name.
+    """
+    stages, tensors = network.stages(), _named_tensors(network)
+    owners = defaultdict(list)
+    for stage in stages:
+        for name in stage_tensors(network, stage):
+            owners[name].append(stage.name)
+    names = [stage.name for stage in stages]
+    faults = {
+        "in no stage": [name for name in tensors if name not in owners],
+        "in several stages": [f"{name} ({', '.join(found)})" for name, found in owners.items() if len(found) > 1],
+        "names of several stages": sorted({name for name in names if names.count(name) > 1}),
+    }
+    if told := [f"{fault}: {_some(found)}" for fault, found in faults.items() if found]:
+        raise ValueError(
+            f"the stages of {type(network).__name__} do not hold each parameter and buffer once; {'; '.join(told)}; "
+            f"name each module once, in encoder, decoder or head"
+        )
+
+
+def output_layer(network: Network) -> str:
+    """Return the name of the last convolution or linear layer of the head.
+
+    Raises:
+        ValueError: The head has neither.
+    """
+    head = [name for stage in network.stages() if stage.part == "head" for name in stage.modules]
+    for name in reversed(head):
+        found = _find(network, name)
+        inner = found.named_modules(prefix=name) if isinstance(found, nn.Module) else []
+        if layers := [full for full, module in inner if isinstance(module, OutputLayer)]:
+            return layers[-1]
+    raise ValueError(
+        f"the head of {type(network).__name__} ({', '.join(head) or 'no module'}) holds no Conv3d, ConvTranspose3d or "
+        f"Linear that could be given the number of outputs; name the module that holds the last one in `head`"
+    )
+
+
+def resize_output(network: Network, outputs: int) -> None:
+    """Replace the output layer by a freshly initialised one, unless it has that many outputs already.
+
+    Raises:
+        ValueError: The head has no layer that could be replaced.
+    """
+    old = network.get_submodule(output_layer(network))
+    assert isinstance(old, OutputLayer)
+    if (old.out_features if isinstance(old, nn.Linear) else old.out_channels) == outputs:
+        return
+    new = _fresh(old, outputs).train(old.training)
+    for name in [name for name, module in network.named_modules(remove_duplicate=False) if module is old]:
+        network.set_submodule(name, new)
+
+
+def _fresh(layer: OutputLayer, outputs: int) -> OutputLayer:
+    names = ["kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"]
+    options: dict[str, Any] = {"device": layer.weight.device, "dtype": layer.weight.dtype}
+    options["bias"] = layer.bias is not None
+    if isinstance(layer, nn.Linear):
+        return nn.Linear(layer.in_features, outputs, **options)
+    if isinstance(layer, nn.ConvTranspose3d):
+        options |= {name: getattr(layer, name) for name in [*names, "output_padding"]}
+        return nn.ConvTranspose3d(layer.in_channels, outputs, **options)
+    return nn.Conv3d(layer.in_channels, outputs, **options, **{name: getattr(layer, name) for name in names})
+
+
+def _named_tensors(network: nn.Module) -> dict[str, Tensor]:
+    return {**dict(network.named_parameters()), **dict(network.named_buffers())}
+
+
+def _find(network: nn.Module, name: str) -> object:
+    try:
+        return attrgetter(name)(network)
+    except AttributeError:
+        return None
+
+
+def _resolve(network: nn.Module, name: str) -> Iterable[Tensor]:
+    found = _find(network, name)
+    if isinstance(found, nn.Module):
+        return _named_tensors(found).values()
+    if isinstance(found, Tensor):
+        return [found]
+    known = [*dict(network.named_modules()), *_named_tensors(network)]
+    near = get_close_matches(name, filter(None, known), n=3) or list(dict(network.named_children()))
+    raise ValueError(f"{type(network).__name__} has no module or parameter {name!r}; nearest: {_some(near)}")
+
+
+def _some(names: Sequence[str], shown: int = 8) -> str:
+    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
+
+
+def _voxels(sides: Sequence[int]) -> str:
+    return " x ".join(map(str, sides)) + " voxels"
