@@ -1,0 +1,61 @@
+"""Prediction of whole volumes, window by window."""
+
+from collections.abc import Callable
+
+import torch
+from monai.inferers.utils import sliding_window_inference
+from torch import Tensor
+
+from lightning_atlas.types import Image, Logits
+
+
+class SlidingWindow:
+    """Predicts overlapping windows and averages their logits, with most weight at the middle of each.
+
+    Args:
+        patch: Sides of the window along i, j, k in voxels. A smaller image is padded with its least value.
+        overlap: Share of a side by which neighbours overlap: at least 0, less than 1.
+        batch_size: Windows that the network sees at once.
+    """
+
+    def __init__(self, patch: tuple[int, int, int] = (96, 96, 96), overlap: float = 0.5, batch_size: int = 1) -> None:
+        if min(patch) < 1:
+            raise ValueError(f"window: each side of patch must be at least 1 voxel, found {list(patch)}")
+        if not 0 <= overlap < 1:
+            raise ValueError(f"window: overlap must be at least 0 and less than 1, found {overlap}")
+        if batch_size < 1:
+            raise ValueError(f"window: batch_size must be at least 1, found {batch_size}")
+        self.patch = patch
+        self.overlap = overlap
+        self.batch_size = batch_size
+
+    def __call__(self, network: Callable[[Tensor], Tensor], image: Image) -> Logits:
+        """Return the logits of whole images, in float32 on the images' device.
+
+        Raises:
+            ValueError: The network cannot take windows of these sides.
+        """
+        multiple = getattr(network, "size_multiple", 1)
+        if any(side % multiple for side in self.patch):
+            fitting = [-(-side // multiple) * multiple for side in self.patch]
+            raise ValueError(
+                f"window: {type(network).__name__} takes sides that are multiples of {multiple}, "
+                f"found patch {list(self.patch)}; try patch: {fitting}"
+            )
+
+        def predict(window: Tensor) -> Tensor:
+            # A copy, and logits in float32: MONAI weights the answer in place, which may be a view of the image.
+            return network(window.to(image.dtype, copy=True)).float()
+
+        logits = sliding_window_inference(
+            image.float(),
+            roi_size=self.patch,
+            sw_batch_size=self.batch_size,
+            predictor=predict,
+            overlap=self.overlap,
+            mode="gaussian",
+            cval=image.min().item(),
+        )
+        if not isinstance(logits, Tensor):
+            raise TypeError(f"window: expected one tensor of logits, {type(network).__name__} returned several")
+        return torch.as_tensor(logits)

@@ -1,0 +1,113 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from jsonargparse import ArgumentParser
+from torch import nn
+
+from lightning_atlas.inference import SlidingWindow
+from lightning_atlas.losses import drawn_dice_loss, set_cross_entropy, with_background
+from lightning_atlas.tasks import Segmentation, Task
+from lightning_atlas.types import Batch
+
+CLASSES = ["liver", "spleen"]
+STATES = torch.tensor([[-1, -1], [0, 0], [1, 0], [0, 1], [0, -1]], dtype=torch.int8)
+DRAWN = torch.tensor([[0, 0], [1, 1], [1, 1], [1, 1], [1, 0]], dtype=torch.bool)
+
+
+def make_batch(cases: int = 2) -> Batch:
+    return Batch(
+        image=torch.randn(cases, 1, 8, 8, 8),
+        label=torch.randint(len(STATES), (cases, 8, 8, 8), dtype=torch.uint8),
+        states=STATES.repeat(cases, 1, 1),
+        drawn=DRAWN.repeat(cases, 1, 1),
+        spacing_mm=torch.tensor([[1.0, 2.0, 5.0]]).repeat(cases, 1),
+        affine=torch.eye(4).repeat(cases, 1, 1),
+        index=torch.arange(cases),
+        subject=[f"case {number}" for number in range(cases)],
+    )
+
+
+@pytest.fixture
+def task() -> Segmentation:
+    task = Segmentation(SlidingWindow(patch=(8, 8, 8)))
+    task.setup(CLASSES)
+    return task
+
+
+def test_the_loss_is_the_weighted_sum_of_its_parts():
+    batch, logits = make_batch(), torch.randn(2, 3, 8, 8, 8, requires_grad=True)
+    losses = Segmentation(SlidingWindow(), cross_entropy=0.5, dice=2.0).loss(logits, batch)
+    background = with_background(batch["states"], batch["drawn"])[0]
+    cross_entropy = set_cross_entropy(logits, batch["label"], background).mean()
+    dice = drawn_dice_loss(logits.softmax(1)[:, 1:], batch["label"], batch["states"], batch["drawn"]).mean()
+    torch.testing.assert_close(losses["cross_entropy"], cross_entropy)
+    torch.testing.assert_close(losses["dice"], dice)
+    torch.testing.assert_close(losses["loss"], 0.5 * cross_entropy + 2 * dice)
+    assert [losses[name].requires_grad for name in ("loss", "cross_entropy", "dice")] == [True, False, False]
+
+
+def test_logits_that_follow_the_loss_end_at_the_drawn_label(task: Segmentation):
+    batch, logits = make_batch(), torch.zeros(2, 3, 8, 8, 8, requires_grad=True)
+    optimizer = torch.optim.Adam([logits], lr=0.5)
+    for _ in range(40):
+        optimizer.zero_grad()
+        task.loss(logits, batch)["loss"].backward()
+        optimizer.step()
+    prediction, label = task.decode(logits), batch["label"]
+    known = (label >= 1) & (label <= 3)
+    assert torch.equal(prediction[known], label[known] - 1)
+    assert (prediction[label == 4] != 1).all()
+    assert (logits.detach().movedim(1, -1)[label == 0] == 0).all()
+
+
+def test_a_perfect_prediction_scores_one_and_reset_forgets(task: Segmentation):
+    batch = make_batch()
+    output = torch.tensor([1, 0, 1, 2, 2])[batch["label"].long()]
+    logits = F.one_hot(output, 3).movedim(-1, 1).float()
+    prediction = task.decode(task.infer(nn.Identity(), logits))
+    for split in ("val", "test"):
+        task.update(split, prediction, batch)
+        result = task.compute(split)
+        assert (result.dice == 1).all()
+        liver_ml = (batch["label"] == 2).sum((1, 2, 3)) * 0.01
+        torch.testing.assert_close(result.reference_ml[:, 0].float(), liver_ml)
+        task.reset(split)
+        task.update(split, torch.zeros_like(prediction), batch)
+        assert task.compute(split).mean == 0
+
+
+def test_the_splits_keep_their_scores_apart(task: Segmentation):
+    batch = make_batch()
+    task.update("val", torch.zeros_like(batch["label"]), batch)
+    task.update("test", torch.zeros_like(batch["label"]), {**batch, "index": batch["index"] + 7})
+    assert task.compute("val").index.tolist() == [0, 1]
+    assert task.compute("test").index.tolist() == [7, 8]
+
+
+def test_the_head_has_an_output_for_the_background(task: Segmentation):
+    assert task.outputs(CLASSES) == 3
+    with pytest.raises(ValueError, match="the network has 4 outputs, expected 3: the background and the 2 classes"):
+        task.loss(torch.zeros(2, 4, 8, 8, 8), make_batch())
+
+
+def test_more_than_255_classes_are_told_apart(task: Segmentation):
+    logits = torch.zeros(1, 301, 1, 1, 2)
+    logits[0, 300, 0, 0, 0] = 1
+    assert task.decode(logits).flatten().tolist() == [300, 0]
+
+
+def test_the_task_adds_nothing_to_a_checkpoint(task: Segmentation):
+    task.update("val", make_batch()["label"] % 3, make_batch())
+    assert not task.state_dict()
+    assert not list(task.parameters())
+
+
+def test_a_recipe_can_name_it():
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--task", type=Task)
+    window = {"class_path": "lightning_atlas.inference.SlidingWindow", "init_args": {"patch": [64, 64, 16]}}
+    recipe = {"class_path": "lightning_atlas.tasks.Segmentation", "init_args": {"window": window, "dice": 0.5}}
+    task = parser.instantiate(parser.parse_object({"task": recipe})).task
+    assert isinstance(task, Segmentation)
+    assert task.window.patch == (64, 64, 16)
+    assert (task.cross_entropy, task.dice) == (1.0, 0.5)

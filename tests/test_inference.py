@@ -1,0 +1,75 @@
+import pytest
+import torch
+from torch import nn
+
+from lightning_atlas.inference import SlidingWindow
+
+SHAPES = [(16, 16, 16), (17, 23, 9), (5, 40, 16), (7, 3, 2), (1, 1, 1)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_network_that_returns_its_input_gives_the_image_back(shape: tuple[int, int, int], batch_size: int):
+    image = torch.randn(2, 3, *shape)
+    before = image.clone()
+    for overlap in (0.0, 0.5, 0.7):
+        window = SlidingWindow(patch=(16, 12, 8), overlap=overlap, batch_size=batch_size)
+        torch.testing.assert_close(window(nn.Identity(), image), before, rtol=0, atol=1e-5)
+    assert torch.equal(image, before)
+
+
+def test_every_window_has_the_size_of_the_patch():
+    seen = []
+
+    def network(window: torch.Tensor) -> torch.Tensor:
+        seen.append(tuple(window.shape))
+        return window.repeat(1, 5, 1, 1, 1)
+
+    logits = SlidingWindow(patch=(8, 8, 4), batch_size=2)(network, torch.rand(1, 1, 11, 5, 9))
+    assert logits.shape == (1, 5, 11, 5, 9)
+    assert {shape[1:] for shape in seen} == {(1, 8, 8, 4)}
+
+
+def test_faces_of_windows_weigh_little():
+    def wrong_at_faces(window: torch.Tensor) -> torch.Tensor:
+        answer = torch.ones_like(window)
+        answer[..., 1:-1, 1:-1, 1:-1] = 0
+        return answer
+
+    logits = SlidingWindow(patch=(16, 16, 16))(wrong_at_faces, torch.zeros(1, 1, 48, 48, 48))
+    assert logits[..., 8:-8, 8:-8, 8:-8].max() < 0.1  # equal weights would give 0.23 to 1
+
+
+def test_a_small_image_is_padded_with_its_least_value():
+    def least(window: torch.Tensor) -> torch.Tensor:
+        return torch.full_like(window, window.min().item())
+
+    logits = SlidingWindow(patch=(8, 8, 8))(least, torch.rand(1, 1, 8, 8, 5) + 1)
+    assert logits.min() >= 1
+
+
+def test_windows_are_joined_in_float32_whatever_the_network_works_in():
+    image = torch.randn(1, 1, 20, 20, 20).bfloat16()
+    seen = []
+
+    def network(window: torch.Tensor) -> torch.Tensor:
+        seen.append(window.dtype)
+        return window
+
+    logits = SlidingWindow(patch=(8, 8, 8))(network, image)
+    assert set(seen) == {torch.bfloat16}
+    torch.testing.assert_close(logits, image.float(), rtol=0, atol=1e-5)
+
+
+def test_a_patch_that_the_network_cannot_take_is_told_with_one_it_can():
+    class Downsampling(nn.Identity):
+        size_multiple = 8
+
+    with pytest.raises(ValueError, match=r"multiples of 8, found patch \[16, 20, 3\]; try patch: \[16, 24, 8\]"):
+        SlidingWindow(patch=(16, 20, 3))(Downsampling(), torch.zeros(1, 1, 4, 4, 4))
+
+
+@pytest.mark.parametrize("wrong", [{"patch": (8, 0, 8)}, {"overlap": 1.0}, {"overlap": -0.1}, {"batch_size": 0}])
+def test_settings_out_of_range_are_named(wrong: dict):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        SlidingWindow(**wrong)
