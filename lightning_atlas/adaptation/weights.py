@@ -1,0 +1,175 @@
+"""Weights on disk: read so that no file can run code, written with their contract and card."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from lightning_atlas.contract import Contract
+
+SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth")
+NESTS = ("state_dict", "net", "network_weights", "model", "model_state_dict")
+"""Where checkpoints keep their state dict: Lightning and MONAI, SuPreM, nnU-Net, and others."""
+OWN_KEY, OWN_PREFIX = "lightning_atlas", "network."
+"""What a checkpoint of this library carries, and where its network lies among its tensors."""
+
+
+@dataclass(frozen=True)
+class SourceWeights:
+    """Tensors as they lie in a file, and what is known about them.
+
+    Args:
+        tensors: By the file's own names and in its own precision.
+        contract: What they expect of an image; `None` where the file does not say.
+        origin: The file.
+        sha256: Of the whole file.
+    """
+
+    tensors: dict[str, Tensor]
+    contract: Contract | None
+    origin: str
+    sha256: str
+
+
+def read_file(path: Path, sha256: str | None = None) -> SourceWeights:
+    """Read the tensors and the contract of a weights file without running anything in it.
+
+    Args:
+        path: `.safetensors`, or a `.pt`, `.pth` or `.ckpt` that holds a state dict, bare or nested.
+        sha256: What the file's hash must be; checked before the file is parsed.
+
+    Raises:
+        ValueError: Another kind of file, another hash, a damaged file, more than tensors in it, none, or one that is
+            not finite.
+    """
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"{path} is no weights file: expected one that ends in {', '.join(SUFFIXES)}")
+    found = _sha256(path)
+    if sha256 is not None and found != sha256:
+        raise ValueError(f"{path} is not the published file: its sha256 is {found}, expected {sha256}; fetch it again")
+    read = _read_safetensors if path.suffix == ".safetensors" else _read_checkpoint
+    tensors, contract = read(path)
+    _check_finite(tensors, path)
+    return SourceWeights(tensors, contract, str(path), found)
+
+
+def write_weights(
+    path: Path, network: nn.Module, contract: Contract, card: Mapping[str, Any], half: bool = False
+) -> None:
+    """Write a network's tensors with contract and card as safetensors; `read_file` returns them.
+
+    Args:
+        path: Ends in `.safetensors`; replaced in one go, so a killed run leaves no half file.
+        network: Its whole state dict is written, on whatever device it lies.
+        contract: What the network expects of an image.
+        card: Plain values: what the weights are, where they come from, their licence.
+        half: Store floating-point tensors in 16 bits.
+
+    Raises:
+        ValueError: Another suffix, or a tensor that is not finite in the precision asked for.
+    """
+    if path.suffix != ".safetensors":
+        raise ValueError(f"{path}: weights are written as .safetensors")
+    tensors = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
+    if half:
+        tensors = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    _check_finite(tensors, path)
+    # One memory of its own for each: the format refuses tensors that share theirs.
+    tensors = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    aside = path.with_name(f".{path.name}.part")
+    save_file(tensors, aside, metadata={"format": "pt", "contract": contract.to_json(), "card": json.dumps(card)})
+    aside.replace(path)
+
+
+def read_card(path: Path) -> dict[str, Any]:
+    """Return the card in the header of a file that `write_weights` wrote."""
+    with safe_open(path, framework="pt") as file:
+        return json.loads((file.metadata() or {}).get("card", "{}"))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Contract | None]:
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            header = file.metadata() or {}
+            names = file.keys()
+            tensors = {name: file.get_tensor(name) for name in names}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
+    if not tensors:
+        raise ValueError(f"{path} holds no tensors")
+    return tensors, _contract(header["contract"], path) if "contract" in header else None
+
+
+def _read_checkpoint(path: Path) -> tuple[dict[str, Tensor], Contract | None]:
+    content = _load_safely(path)
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path} holds a {type(content).__name__}; expected a dict of tensors (a state dict)")
+    tensors = _state_dict(content)
+    if not tensors:
+        keys = ", ".join(str(key) for key in list(content)[:8]) or "nothing"
+        raise ValueError(f"{path} holds no tensors at its top level nor under {', '.join(NESTS)}; it has {keys}")
+    own = content.get(OWN_KEY)
+    if not isinstance(own, Mapping):
+        return tensors, None
+    ours = {name.removeprefix(OWN_PREFIX): each for name, each in tensors.items() if name.startswith(OWN_PREFIX)}
+    if not ours:
+        raise ValueError(f"{path} says that lightning_atlas wrote it, but no tensor's name starts with {OWN_PREFIX}")
+    return ours, _contract(own["contract"], path) if "contract" in own else None
+
+
+def _load_safely(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # a damaged pickle raises whatever its bytes lead to
+        raise ValueError(_explain(path, error)) from error
+
+
+def _explain(path: Path, error: Exception) -> str:
+    if "TorchScript" in str(error):
+        return f"{path} is a TorchScript program; expected a state dict: torch.save(module.state_dict(), FILE)"
+    blocked = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, UnpicklingError) else None
+    if blocked is None:
+        return f"{path} is damaged or no file of tensors (the safe reader stopped with {type(error).__name__})"
+    return (
+        f"{path} holds more than tensors: {blocked[1]} was blocked, since such files can run code when they are read. "
+        f'If you trust its origin, keep its tensors only, once, and use the new file: python -c "import torch; '
+        f"c = torch.load('{path.name}', weights_only=False); torch.save(c.get('state_dict', c), 'tensors.pt')\""
+    )
+
+
+def _state_dict(content: Mapping[Any, Any]) -> dict[str, Tensor]:
+    """Return the tensors under the first known nest that has any, else those at the top level."""
+    inner = (content.get(name) for name in NESTS)
+    candidates = [each for each in inner if isinstance(each, Mapping)] + [content]
+    found = ({name: each for name, each in one.items() if isinstance(each, Tensor)} for one in candidates)
+    return next((tensors for tensors in found if tensors), {})
+
+
+def _contract(values: Any, path: Path) -> Contract:
+    try:
+        return Contract.from_dict(json.loads(values) if isinstance(values, str) else values)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: its contract cannot be read: {error}") from error
+
+
+def _check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
+    bad = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if bad:
+        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+        raise ValueError(f"{path}: not all numbers are finite in {', '.join(bad[:3])}{more}")
