@@ -1,0 +1,39 @@
+"""Transfer: adapt weights that know anatomy to another task."""
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+
+from lightning_atlas.adaptation.schedules import Schedule
+from lightning_atlas.adaptation.stages import Adaptation
+from lightning_atlas.modules.base import AtlasModule
+from lightning_atlas.networks.base import Network
+from lightning_atlas.tasks.base import Task
+
+
+class TransferLearning(AtlasModule):
+    """Adapt a network that starts from weights to a task of its own.
+
+    Args:
+        network: What is adapted; its last layer is sized from the classes of the data.
+        task: What is predicted: loss, inference and metrics.
+        optimizer: Takes the parameter groups and returns the optimizer; its learning rate is the peak of the schedule.
+        schedule: Learning rate over the run as a share of the peak, in closed form; `null` holds it constant.
+        weights: A file or a name of published weights to start from; `null` starts from scratch.
+        required_share: The least share of the encoder's parameters that `weights` must fill.
+        accept: Keys of the contract in which data and weights are meant to differ, each with the reason.
+        adaptation: What moves, and how fast; several act together. `null` moves everything.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        task: Task,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        schedule: Schedule | None = None,
+        weights: str | None = None,
+        required_share: float = 0.9,
+        accept: dict[str, str] | None = None,
+        adaptation: list[Adaptation] | None = None,
+    ) -> None:
+        super().__init__(network, task, optimizer, schedule, weights, required_share, accept)
+        self.adaptation = tuple(adaptation or ())

@@ -1,0 +1,115 @@
+"""Train a few steps alone, under DDP or under FSDP2, and write down losses and weights (started by the test beside it)."""
+
+import sys
+from functools import partial
+from pathlib import Path
+
+import lightning
+import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.distributed.tensor import DTensor
+
+from lightning_atlas.adaptation import LayerWiseDecay
+from lightning_atlas.contract import Contract
+from lightning_atlas.inference import SlidingWindow
+from lightning_atlas.modules import TransferLearning
+from lightning_atlas.networks import UNet
+from lightning_atlas.tasks import Segmentation
+
+STEPS, GLOBAL_BATCH = 4, 4
+CLASSES = ("liver", "spleen", "kidney")
+
+
+def case(number: int) -> dict:
+    """Return case `number`: dense, drawn on two planes only, or with one class that nobody drew."""
+    generator = torch.Generator().manual_seed(number)
+    label = torch.randint(1, 5, (16, 16, 16), generator=generator, dtype=torch.int16)
+    states = torch.tensor([[-1, -1, -1], [0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]], dtype=torch.int8)
+    drawn = states >= 0
+    if number % 3 == 1:
+        label[..., 3:9] = 0
+        label[..., 10:] = 0
+    if number % 3 == 2:
+        states[1, 2], drawn[:, 2] = -1, False
+        label[label == 4] = 1
+    image = torch.randn(1, 16, 16, 16, generator=generator)
+    return {"image": image, "label": label, "states": states, "drawn": drawn, "index": torch.tensor(number)}
+
+
+def collate(cases: list[dict]) -> dict:
+    """Stack cases into a batch."""
+    batch = {key: torch.stack([each[key] for each in cases]) for key in cases[0]}
+    extra = {"spacing_mm": torch.ones(len(cases), 3), "affine": torch.eye(4).repeat(len(cases), 1, 1)}
+    return {**batch, **extra, "subject": [str(int(n)) for n in batch["index"]]}
+
+
+class FixedData(lightning.LightningDataModule):
+    """The same global batches whatever the number of processes."""
+
+    contract = Contract(classes=CLASSES)
+    batches_per_epoch = STEPS
+
+    def train_dataloader(self):
+        """Return this rank's share of each global batch."""
+        rank, world = self.trainer.global_rank, self.trainer.world_size
+        share = GLOBAL_BATCH // world
+        numbers = [s * GLOBAL_BATCH + rank * share + n for s in range(STEPS) for n in range(share)]
+        return torch.utils.data.DataLoader([case(n) for n in numbers], batch_size=share, collate_fn=collate)
+
+
+class Losses(lightning.Callback):
+    """Keep each step's loss, averaged over the ranks."""
+
+    def __init__(self):
+        self.values = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        """Add one."""
+        self.values.append(float(trainer.strategy.reduce(outputs["loss"].detach(), reduce_op="mean")))
+
+
+def main(strategy: str, optimizer: str, output: Path) -> None:
+    """Run, and let rank zero write."""
+    torch.set_num_threads(1)
+    lightning.seed_everything(7)
+    make = {
+        "adamw": partial(torch.optim.AdamW, lr=1e-2),
+        "sgd": partial(torch.optim.SGD, lr=1e-2, momentum=0.9),
+    }[optimizer]
+    module = TransferLearning(
+        UNet(features=(4, 8)),
+        Segmentation(SlidingWindow(patch=(16, 16, 16))),
+        optimizer=make,
+        adaptation=[LayerWiseDecay(0.5)],
+    )
+    module.fresh = {"head"}
+    strategies = {
+        "alone": "auto",
+        "ddp": "ddp",
+        "fsdp": ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1, save_distributed_checkpoint=False),
+    }
+    losses = Losses()
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        devices=1 if strategy == "alone" else 2,
+        strategy=strategies[strategy],
+        max_epochs=1,
+        use_distributed_sampler=False,
+        gradient_clip_val=1.0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[losses],
+    )
+    trainer.fit(module, datamodule=FixedData())
+    whole = {
+        name: value.full_tensor() if isinstance(value, DTensor) else value
+        for name, value in module.network.state_dict().items()
+    }
+    if trainer.is_global_zero:
+        torch.save({"losses": losses.values, "weights": whole}, output)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
