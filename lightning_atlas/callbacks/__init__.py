@@ -1,0 +1,17 @@
+"""What a run shows, expects, reports and writes."""
+
+from lightning_atlas.callbacks.baseline import NearestPlaneBaseline
+from lightning_atlas.callbacks.expectation import Expectation
+from lightning_atlas.callbacks.memory import memory_advice
+from lightning_atlas.callbacks.prediction import PredictionWriter
+from lightning_atlas.callbacks.progress import WholeRunProgress
+from lightning_atlas.callbacks.report import RunReport
+
+__all__ = [
+    "Expectation",
+    "NearestPlaneBaseline",
+    "PredictionWriter",
+    "RunReport",
+    "WholeRunProgress",
+    "memory_advice",
+]

@@ -1,0 +1,280 @@
+"""What a run ends with: the table, the pictures, and where everything is."""
+
+import csv
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from lightning_atlas.callbacks.baseline import NearestPlaneBaseline, row_values
+from lightning_atlas.callbacks.curves import History, learning_curves
+from lightning_atlas.callbacks.expectation import Expectation, duration
+from lightning_atlas.callbacks.memory import in_words, peak_bytes
+from lightning_atlas.callbacks.overlay import Scene, overlay
+from lightning_atlas.callbacks.progress import say
+from lightning_atlas.callbacks.seams import Scored, case_data, scored
+from lightning_atlas.metrics import DiceResult
+from lightning_atlas.types import Batch
+
+Split = Literal["val", "test"]
+
+FILES = {
+    "recipe.yaml": "every setting of the run",
+    "environment.txt": "versions and machine",
+    "checkpoints/last.ckpt": "the last weights",
+    "scores.csv": "the test: a row for each class",
+    "cases.csv": "the test: Dice of each case",
+    "overlay.png": "the test: image, reference and prediction of the first case",
+    "validation_scores.csv": "the validation: a row for each class",
+    "validation_cases.csv": "the validation: Dice of each case",
+    "validation_overlay.png": "the validation: image, reference and prediction of the first case",
+    "curves.png": "loss, Dice and learning rate over the fit",
+}
+"""What a run's folder may hold, and what each file is."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The case that the overlay shows."""
+
+    scene: Scene
+    subject: str
+    index: int
+
+
+class RunReport(Callback):
+    """End a run with a table for each class, an overlay, learning curves, and the paths of all that was written."""
+
+    def __init__(self) -> None:
+        self.history = History()
+        self._shown: Shown | None = None
+        self._start = 0.0
+        self._took = ""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the history, so that a resumed run draws the whole of it."""
+        return self.history.to_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from what a checkpoint holds."""
+        self.history = History(**state_dict)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the time."""
+        self._start = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Batch, batch_idx: int
+    ) -> None:
+        """Keep loss and learning rates."""
+        loss = trainer.callback_metrics.get("train/loss")
+        if loss is not None and trainer.is_global_zero:
+            rates = [group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups]
+            self.history.add_step(trainer.global_step, loss.detach(), rates)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep what the fit took, and draw its curves already: a test may not follow."""
+        self._took = self._measured(trainer)
+        log_dir = trainer.log_dir  # asks all processes
+        if log_dir is not None and trainer.is_global_zero:
+            self._write_curves(trainer, Path(log_dir))
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget the case that was shown."""
+        self._shown = None
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget the case that was shown."""
+        self._shown = None
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep the first case for the overlay, but not during a fit."""
+        if trainer.state.fn != "fit":
+            self._keep(trainer, outputs, batch)
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep the first case for the overlay."""
+        self._keep(trainer, outputs, batch)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the mean Dice during a fit; report otherwise."""
+        if trainer.state.fn != "fit":
+            self._report(trainer, scored(pl_module), "val")
+        elif not trainer.sanity_checking:
+            self.history.add_validation(trainer.global_step, scored(pl_module).results["val"].mean)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Report."""
+        self._report(trainer, scored(pl_module), "test")
+
+    def _keep(self, trainer: Trainer, outputs: Any, batch: Batch) -> None:
+        # The first, whichever it is: neither the best nor the worst is looked for.
+        if self._shown is None and trainer.is_global_zero:
+            self._shown = first_case(batch, outputs["prediction"])
+
+    def _report(self, trainer: Trainer, module: Scored, split: Split) -> None:
+        log_dir = trainer.log_dir  # asks all processes
+        if not trainer.is_global_zero:
+            return
+        result, classes = module.results[split], module.contract.classes
+        baselines = [each for each in _callbacks(trainer) if isinstance(each, NearestPlaneBaseline)]
+        say("\n".join(["", *_header(trainer, split, len(result.index)), "", result.table(classes)]))
+        for baseline in baselines if split == "test" else ():
+            say(f"{baseline.NAME}: {_score(baseline)}")
+        if self._took:
+            say(f"\n{self._took}")
+        if log_dir is None:
+            return
+        folder, prefix = Path(log_dir), "" if split == "test" else "validation_"
+        folder.mkdir(parents=True, exist_ok=True)
+        write_scores(folder / f"{prefix}scores.csv", result, classes, baselines if split == "test" else ())
+        write_cases(folder / f"{prefix}cases.csv", result, classes, case_data(trainer).subjects(split))
+        if self._shown is not None:
+            figure = _overlay(self._shown, result, classes, _description(trainer))
+            self._publish(trainer, figure, folder / f"{prefix}overlay.png")
+        say("\n".join(["", *_contents(trainer, folder)]))
+
+    def _write_curves(self, trainer: Trainer, folder: Path) -> None:
+        if self.history.steps:
+            figure = learning_curves(self.history, "learning curves", _description(trainer))
+            self._publish(trainer, figure, folder / "curves.png")
+
+    def _publish(self, trainer: Trainer, figure: Figure, path: Path) -> None:
+        """Write a picture as a file and into TensorBoard, without pyplot and its state."""
+        canvas = FigureCanvasAgg(figure)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        canvas.print_png(path)
+        pixels = np.asarray(canvas.buffer_rgba())[..., :3]
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_image(path.stem, pixels, trainer.global_step, dataformats="HWC")
+
+    def _measured(self, trainer: Trainer) -> str:
+        expected = next((each for each in _callbacks(trainer) if isinstance(each, Expectation)), None)
+        peak = peak_bytes(trainer.strategy.root_device)
+        parts = [
+            f"the fit took {duration(time.perf_counter() - self._start)}"
+            + (f" (expected {duration(expected.seconds)})" if expected and expected.seconds else "")
+        ]
+        if peak is not None:
+            parts.append(
+                f"peak memory {in_words(peak)}"
+                + (f" (expected {in_words(expected.memory_bytes)})" if expected and expected.memory_bytes else "")
+            )
+        return ", ".join(parts)
+
+
+def first_case(batch: Batch, prediction: Tensor) -> Shown:
+    """Return the first case of a batch as it is to be shown."""
+    values = row_values(batch["states"][0])
+    scene = Scene(
+        image=batch["image"][0, 0].float().cpu().numpy(),
+        reference=values[batch["label"][0].long()].cpu().numpy(),
+        prediction=prediction[0].cpu().numpy(),
+        spacing_mm=tuple(batch["spacing_mm"][0].tolist()),
+    )
+    return Shown(scene.to_ras(batch["affine"][0].double().cpu().numpy()), batch["subject"][0], int(batch["index"][0]))
+
+
+def write_scores(
+    path: Path, result: DiceResult, classes: Sequence[str], baselines: Sequence[NearestPlaneBaseline] = ()
+) -> None:
+    """Write a row for each class and one for their mean; what does not exist is left empty."""
+    rows = [dict(row) for row in result.rows(classes)]
+    for name in ("reference_ml", "predicted_ml"):
+        means = getattr(result, name).nanmean(0)
+        for row, value in zip(rows, [*means.tolist(), means.nanmean().item()], strict=True):
+            row[name] = value
+    for baseline in baselines:
+        if baseline.result is not None:
+            for row, other in zip(rows, baseline.result.rows(classes), strict=True):
+                row[f"dice of {baseline.NAME}"] = other["dice"]
+    _write(path, rows)
+
+
+def write_cases(path: Path, result: DiceResult, classes: Sequence[str], subjects: Sequence[str]) -> None:
+    """Write each case's Dice; empty where the class is absent from the reference."""
+    rows = [
+        {"subject": subjects[index], "mean": dice.nanmean().item(), **dict(zip(classes, dice.tolist(), strict=True))}
+        for index, dice in zip(result.index.tolist(), result.dice, strict=True)
+    ]
+    _write(path, rows)
+
+
+def _write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.6g}"
+    return value
+
+
+def _overlay(shown: Shown, result: DiceResult, classes: Sequence[str], description: str) -> Figure:
+    place = result.index.tolist().index(shown.index)
+    dice = result.dice[place]
+    named = zip(classes, dice.tolist(), strict=True)
+    labels = [name if math.isnan(value) else f"{name} ({value:.2f})" for name, value in named]
+    title = f"{shown.subject}: mean Dice {dice.nanmean().item():.2f}, each class's below in brackets"
+    return overlay(shown.scene, labels, title, description)
+
+
+def _header(trainer: Trainer, split: Split, cases: int) -> list[str]:
+    name = {"val": "validation", "test": "test"}[split]
+    scored = trainer.ckpt_path or f"the weights after step {trainer.global_step}"
+    return [f"{name} on {cases} {'case' if cases == 1 else 'cases'}: {_description(trainer)}", f"scored: {scored}"]
+
+
+def _score(baseline: NearestPlaneBaseline) -> str:
+    if baseline.result is None:
+        return f"not scored, {baseline.note}"
+    return f"mean Dice {baseline.result.mean:.4f}"
+
+
+def _contents(trainer: Trainer, folder: Path) -> list[str]:
+    there = {name: meaning for name, meaning in FILES.items() if (folder / name).exists()}
+    width = max((len(name) for name in there), default=0)
+    quoted = f'"{folder}"' if " " in str(folder) else str(folder)
+    lines = [f"in {folder}:", *(f"  {name:{width}}  {meaning}" for name, meaning in there.items())]
+    if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
+        lines.append(f"curves in a browser:  tensorboard --logdir {quoted}")
+    lines.append(f"segment other scans:  python -m lightning_atlas predict {quoted} --input DIR --output DIR")
+    return lines
+
+
+def _callbacks(trainer: Trainer) -> list[Callback]:
+    return trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _description(trainer: Trainer) -> str:
+    return case_data(trainer).describe()

@@ -1,0 +1,56 @@
+"""What callbacks ask of the module and of the data module."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol, cast, runtime_checkable
+
+from jaxtyping import Integer
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor, nn
+
+from lightning_atlas.contract import Contract
+from lightning_atlas.metrics import DiceResult
+from lightning_atlas.types import Batch
+
+
+@runtime_checkable
+class Scored(Protocol):
+    """A module that scores what it predicts."""
+
+    network: nn.Module
+    task: Any
+    contract: Contract
+    results: dict[str, DiceResult]
+    """The latest scores of `val` and `test`."""
+
+
+@runtime_checkable
+class CaseData(Protocol):
+    """A data module whose cases have names."""
+
+    contract: Contract
+
+    def describe(self) -> str:
+        """Return one line that says what the scores are measured on."""
+        ...
+
+    def subjects(self, split: str) -> Sequence[str]:
+        """Return the names of a split's cases, in the order of their index."""
+        ...
+
+    def whole(self, split: str, n: int) -> Batch:
+        """Return a whole case."""
+        ...
+
+    def restore(self, prediction: Integer[Tensor, "i j k"], subject: str) -> Any:
+        """Return a prediction on the grid of the subject's file, as something that has `save(path)`."""
+        ...
+
+
+def scored(module: LightningModule) -> Scored:
+    """Return the module as what it must be here."""
+    return cast(Scored, module)
+
+
+def case_data(trainer: Trainer) -> CaseData:
+    """Return the data module as what it must be here."""
+    return cast(CaseData, getattr(trainer, "datamodule", None))

@@ -1,0 +1,279 @@
+"""The data module: from a list of cases to batches and back to the files' own grids."""
+
+import time
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+import torch
+import torchio as tio
+from jaxtyping import Integer
+from lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
+from torchio.transforms import Transform
+
+from lightning_atlas.contract import Contract
+from lightning_atlas.data.cases import Case, Source, Split
+from lightning_atlas.data.classes import Parts, map_table, match_classes
+from lightning_atlas.data.pipeline import derive_contract
+from lightning_atlas.data.prepare import Prepared, prepare, store_root
+from lightning_atlas.data.restore import to_file_grid
+from lightning_atlas.data.sampling import (
+    AtlasSampler,
+    Opened,
+    PatchDataset,
+    Patches,
+    PatchLoader,
+    Sample,
+    ShareSampler,
+    WholeDataset,
+    collate,
+)
+from lightning_atlas.types import Batch
+
+SPLITS: dict[str, tuple[Split, ...]] = {
+    "fit": ("train", "val"),
+    "validate": ("val",),
+    "test": ("test",),
+    "predict": ("predict",),
+}
+
+
+class ScanDataModule(LightningDataModule):
+    """Scans as batches: prepared once, cut into patches for training, whole for everything else.
+
+    Args:
+        source: Lists the scans: `EmbeddedScan`, `SimulatedCohort`, `ScanFolder`, `ScanTable`.
+        classes: What the network tells apart: class -> names (or patterns such as `rib_*`) in the dataset, merged.
+            `null` makes each name a class.
+        preprocess: TorchIO transforms that bring every scan to the network's geometry and intensities; done once.
+        augment: TorchIO transforms of training patches.
+        patches: What training sees at a time.
+        batch_size: Patches in a step, over all devices together.
+        num_workers: Processes that cut patches; the patches do not depend on it.
+        seed: Another seed gives other patches.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        classes: dict[str, list[str]] | None,
+        preprocess: list[Transform],
+        augment: list[Transform] | None = None,
+        patches: Patches | None = None,
+        batch_size: int = 2,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.source = source
+        self.classes = classes
+        self.preprocess = preprocess
+        self.augment = augment or []
+        self.patches = patches or Patches()
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+        self.opened: dict[Split, list[Opened]] = {}
+
+    @cached_property
+    def cases(self) -> list[Case]:
+        """All cases of the source; no voxel is read.
+
+        Raises:
+            ValueError: There is none, or a subject stands in two places.
+        """
+        cases = self.source.cases()
+        if not cases:
+            raise ValueError(f"{self.source.description}: there are no scans")
+        seen: dict[str, Split] = {}
+        for case in cases:
+            name = case.subject.casefold()
+            if name in seen:
+                raise ValueError(
+                    f"subject {case.subject} stands in {seen[name]} and again in {case.split}; take one out"
+                )
+            seen[name] = case.split
+        return cases
+
+    @cached_property
+    def parts(self) -> Parts:
+        """Class -> the dataset's own names; scans without labels leave the classes as the recipe has them."""
+        names = list(dict.fromkeys(name for case in self.cases for name in case.names))
+        if not names:
+            return dict.fromkeys(self.classes or {}, ())
+        return match_classes(names, self.classes)
+
+    @cached_property
+    def contract(self) -> Contract:
+        """What a network trained on these batches expects of an image."""
+        return derive_contract(tuple(self.parts), self.source.modality, self.preprocess, self.augment)
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Steps in an epoch, whatever the number of devices."""
+        return self.patches.per_epoch // self.batch_size
+
+    def describe(self) -> str:
+        """One line for reports: what the numbers were measured on."""
+        contract = self.contract
+        spacing = " x ".join(f"{each:g}" for each in contract.spacing_mm or ()) or "the files' own"
+        grid = f"{contract.orientation or 'as stored'}, {spacing} mm"
+        patch = "x".join(map(str, self.patches.size))
+        return (
+            f"{self.source.description}; {len(contract.classes)} classes; {grid}; "
+            f"patches {patch}, {self.batch_size} a step, {self.patches.per_epoch} an epoch"
+        )
+
+    def prepare_data(self) -> None:
+        """Prepare the scans that the run needs; those that a former run prepared are found again."""
+        _ = self.contract
+        self._open(self._wanted(None), tell=True)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the prepared scans of a stage; without a stage, of all."""
+        for split in self._wanted(stage):
+            self.opened[split] = self._open((split,))
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Return patches; after a resume they go on where they stopped."""
+        dataset = PatchDataset(self._split("train"), self.patches, self.augment, self.seed)
+        rank, ranks = self._rank()
+        epoch, start = self._position()
+        sampler = AtlasSampler(dataset, self.batch_size, rank, ranks, epoch, start)
+        return self._loader(dataset, sampler, sampler.share, PatchLoader)
+
+    def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
+        """Return whole validation scans, or nothing where the source has none."""
+        return self._whole_loader("val") if any(case.split == "val" for case in self.cases) else []
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """Return whole test scans."""
+        return self._whole_loader("test")
+
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        """Return whole scans to predict on; the test scans, if the source has none for it."""
+        dataset = WholeDataset(self._split(self._predicted))
+        rank, ranks = self._rank()
+        return self._loader(dataset, ShareSampler(dataset, ranks, rank, shuffle=False), 1)
+
+    def subjects(self, split: Split) -> list[str]:
+        """Return the names of a split's subjects, in the order of their `index`."""
+        if split == "predict":
+            split = self._predicted
+        return [case.subject for case in self.cases if case.split == split]
+
+    def has(self, split: Split) -> bool:
+        """Tell whether there are subjects in a split."""
+        return bool(self.subjects(split))
+
+    def whole(self, split: Split, n: int) -> Batch:
+        """Return one whole prepared case as a batch."""
+        return collate([WholeDataset(self._split(split))[n]])
+
+    def restore(self, prediction: Integer[Tensor, "i j k"], subject: str) -> tio.LabelMap:
+        """Return a prediction (0 background, then the classes in order) on the grid of the subject's own file.
+
+        Raises:
+            ValueError: No such subject is open.
+        """
+        case = self._find(subject)
+        values = to_file_grid(prediction, case.prepared)
+        dtype = torch.uint8 if len(self.parts) < 256 else torch.int16
+        return tio.LabelMap(tensor=values.to(dtype)[None], affine=np.array(case.prepared.file_affine))
+
+    def ceiling(self, split: Split) -> dict[str, float]:
+        """Return each class's Dice of the reference itself, sent to the network's grid and back: what the grid loses.
+
+        The mean is over the cases in which the class is drawn and present; NaN where there is none.
+        """
+        scores: dict[str, list[float]] = {name: [] for name in self.parts}
+        cases = {case.subject: case for case in self.cases}
+        for opened in self._split(split):
+            reference = torch.from_numpy(cases[opened.subject].load().get_image("label").numpy()[0].astype(np.int64))
+            back = to_file_grid(torch.from_numpy(opened.prepared.label().astype(np.int64)), opened.prepared)
+            for number, name in enumerate(self.parts):
+                inside = torch.from_numpy(opened.states[:, number] == 1)
+                drawn = torch.from_numpy(opened.drawn[:, number])[reference]
+                ours, theirs = inside[reference] & drawn, inside[back] & drawn
+                if ours.any():
+                    scores[name].append(2 * float((ours & theirs).sum()) / float(ours.sum() + theirs.sum()))
+        return {name: float(np.mean(values)) if values else float("nan") for name, values in scores.items()}
+
+    def _wanted(self, stage: str | None) -> tuple[Split, ...]:
+        stage = stage or (self.trainer.state.fn.value if self.trainer and self.trainer.state.fn else None)
+        wanted = SPLITS[stage] if stage else ("train", "val", "test", "predict")
+        present = {case.split for case in self.cases}
+        if stage == "predict":
+            return (self._predicted,)
+        return tuple(split for split in wanted if split in present)
+
+    @property
+    def _predicted(self) -> Split:
+        return "predict" if any(case.split == "predict" for case in self.cases) else "test"
+
+    def _open(self, splits: Sequence[Split], tell: bool = False) -> list[Opened]:
+        begin = time.monotonic()
+        opened, made = [], 0
+        for case in self.cases:
+            if case.split in splits:
+                prepared, new = prepare(case, self.preprocess)
+                made += new
+                opened.append(self._opened(case, prepared))
+        if tell:
+            print(f"{made} scans prepared in {time.monotonic() - begin:.1f} s", end="")
+            print(f", {len(opened) - made} were there already ({store_root()})")
+        return opened
+
+    def _opened(self, case: Case, prepared: Prepared) -> Opened:
+        states, drawn = case.table()
+        return Opened(case.subject, prepared, *map_table(states, drawn, case.names, self.parts))
+
+    def _split(self, split: Split) -> list[Opened]:
+        if split not in self.opened:
+            self.opened[split] = self._open((split,))
+        if not self.opened[split]:
+            has = ", ".join(sorted({case.split for case in self.cases}))
+            raise ValueError(f"{self.source.description}: no subject stands in {split}; there are subjects in {has}")
+        return self.opened[split]
+
+    def _find(self, subject: str) -> Opened:
+        for cases in self.opened.values():
+            for case in cases:
+                if case.subject == subject:
+                    return case
+        known = [case.subject for cases in self.opened.values() for case in cases]
+        raise ValueError(f"no subject {subject!r} is open; open are {', '.join(known[:8]) or 'none: call setup first'}")
+
+    def _rank(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def _position(self) -> tuple[int, int]:
+        if not self.trainer:
+            return 0, 0
+        limit = self.trainer.limit_train_batches
+        whole = self.batches_per_epoch
+        batches = int(whole * limit) if isinstance(limit, float) else min(whole, limit)
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
+        return divmod(done, batches) if batches else (0, 0)
+
+    def _whole_loader(self, split: Split) -> DataLoader[Batch]:
+        dataset = WholeDataset(self._split(split))
+        rank, ranks = self._rank()
+        sampler = DistributedSampler(dataset, ranks, rank, shuffle=False)  # repeats cases, which `index` tells apart
+        return self._loader(dataset, sampler, 1)
+
+    def _loader(
+        self, dataset: Dataset[Sample], sampler: Sampler, batch_size: int, kind: type[DataLoader] = DataLoader
+    ) -> DataLoader[Batch]:
+        return kind(
+            dataset,
+            batch_size=batch_size,
+            sampler=sampler,
+            collate_fn=collate,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
+            generator=torch.Generator().manual_seed(self.seed),  # the loader must not draw from the global one
+        )

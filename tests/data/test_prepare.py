@@ -1,0 +1,128 @@
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torchio as tio
+from torchio.transforms import Lambda, Resample, RescaleIntensity, ToCanonical
+
+from lightning_atlas.data import Case, EmbeddedScan, SimulatedCohort
+from lightning_atlas.data.prepare import PLACES_PER_ROW, prepare, settings, store_key
+
+CANONICAL = [ToCanonical(), RescaleIntensity((-1, 1), percentiles=(1, 99))]
+
+
+def spine(**changes):
+    return replace(SimulatedCohort("spine_mr", 1, 0, 0).cases()[0], **changes)
+
+
+def test_the_store_holds_what_the_transforms_give():
+    prepared, new = prepare(spine(), CANONICAL)
+    subject = spine().load()
+    for transform in CANONICAL:
+        subject = transform(subject)
+    assert new
+    assert np.allclose(prepared.image(), subject.get_image("image").numpy(), atol=2**-11)
+    assert np.array_equal(prepared.label(), subject.get_image("label").numpy()[0])
+    assert np.allclose(prepared.affine, subject.get_image("label").affine)
+    assert prepared.minimum == pytest.approx(-1)
+
+
+def test_places_are_voxels_of_their_row_and_counts_are_exact():
+    prepared, _ = prepare(EmbeddedScan("spine_mr").case, CANONICAL)
+    label = prepared.label()
+    for row in range(2, len(prepared.counts)):
+        places = prepared.places(row)
+        assert prepared.counts[row] == (label == row).sum()
+        assert len(np.unique(places, axis=0)) == len(places) == min(prepared.counts[row], PLACES_PER_ROW)
+        assert (label[tuple(places.T)] == row).all()
+    assert len(prepared.places(0)) == len(prepared.places(1)) == 0
+
+
+def test_the_second_time_nothing_is_read(monkeypatch):
+    first, _ = prepare(spine(), CANONICAL)
+    monkeypatch.setattr(Case, "load", lambda case: pytest.fail("a source was read again"))
+    again, new = prepare(spine(), [ToCanonical(), RescaleIntensity((-1, 1), percentiles=(1, 99))])
+    assert not new
+    assert again == first
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        (spine(drawn_planes=(3,)), CANONICAL),
+        (SimulatedCohort("spine_mr", 2, 0, 0).cases()[1], CANONICAL),
+        (SimulatedCohort("spine_mr", 1, 0, 0, displacement_mm=11.0).cases()[0], CANONICAL),
+        (EmbeddedScan("spine_mr").case, CANONICAL),
+        (EmbeddedScan("spine_ct").case, CANONICAL),
+        (spine(), [ToCanonical(), RescaleIntensity((-1, 1), percentiles=(2, 99))]),
+        (spine(), CANONICAL[:1]),
+        (spine(), CANONICAL[::-1]),
+    ],
+)
+def test_whatever_changes_the_result_changes_the_key(changed):
+    assert store_key(*changed) != store_key(spine(), CANONICAL)
+
+
+def test_names_and_splits_do_not_change_the_key():
+    assert store_key(spine(subject="other", split="test", drawn=("spinal_cord",)), CANONICAL) == store_key(
+        spine(), CANONICAL
+    )
+
+
+def test_another_content_under_the_same_name_is_another_key(tmp_path):
+    case = EmbeddedScan("spine_mr").case
+    copy = tmp_path / "scan.nii.gz"
+    copy.write_bytes(case.image.read_bytes())
+    moved = replace(case, image=copy)
+    assert store_key(moved, CANONICAL) == store_key(case, CANONICAL)
+    image = tio.ScalarImage(case.image)
+    tio.ScalarImage(tensor=image.data + 1, affine=image.affine).save(copy)
+    assert store_key(moved, CANONICAL) != store_key(case, CANONICAL)
+
+
+def test_a_function_without_a_name_is_refused():
+    with pytest.raises(ValueError, match="use a named function"):
+        settings(Lambda(lambda image: image))
+    assert settings(Lambda(torch.abs)) == settings(Lambda(torch.abs))
+
+
+def test_two_at_once_make_one_store(cache):
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda _: prepare(spine(), CANONICAL)[0], range(4)))
+    assert len(set(results)) == 1
+    assert [path.suffix for path in (cache / "prepared").iterdir()] == [""]
+
+
+def test_a_killed_run_leaves_no_half_store(cache, monkeypatch):
+    monkeypatch.setattr("lightning_atlas.data.prepare.json.dump", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        prepare(spine(), CANONICAL)
+    assert list((cache / "prepared").iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_synced_is_good_enough(monkeypatch):
+    def refuse(descriptor):
+        raise OSError("not supported here")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    assert prepare(spine(), CANONICAL)[1]
+
+
+def test_preparing_leaves_the_global_generator_alone():
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    prepare(spine(), CANONICAL)
+    assert torch.equal(torch.rand(4), expected)
+
+
+def test_annotated_planes_survive_a_finer_grid_and_are_missed_in_a_coarser_one():
+    case = replace(EmbeddedScan("chest_ct").case, drawn_planes=(4, 20))
+    prepared, _ = prepare(case, [ToCanonical(), Resample((6, 6, 5))])
+    back = np.linalg.inv(np.array(prepared.file_affine)) @ np.array(prepared.affine)
+    assert sorted({round(plane * back[2, 2] + back[2, 3]) for plane in prepared.planes}) == [4, 20]
+    with pytest.raises(ValueError, match=r"annotated planes \[4\] fall between"):
+        prepare(replace(case, drawn_planes=(4,)), [ToCanonical(), Resample((6, 6, 31))])
