@@ -1,7 +1,6 @@
 """Dice for each case and class, on drawn voxels only."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,7 +12,6 @@ from torchmetrics.utilities import dim_zero_cat
 from lightning_atlas.types import Drawn, Label, States
 
 
-@dataclass  # not frozen: torchmetrics writes the fields of what compute returns
 class DiceResult:
     """What was found in each case, in the order of `index`.
 
@@ -25,11 +23,20 @@ class DiceResult:
         false_positive_ml: Volume predicted in a case known not to have the class; NaN in other cases.
     """
 
-    index: Integer[Tensor, " cases"]
-    dice: Float[Tensor, "cases classes"]
-    reference_ml: Float[Tensor, "cases classes"]
-    predicted_ml: Float[Tensor, "cases classes"]
-    false_positive_ml: Float[Tensor, "cases classes"]
+    # No dataclass: torchmetrics rewrites the fields of one that compute returns, and drops the axes of single numbers.
+    def __init__(
+        self,
+        index: Integer[Tensor, " cases"],
+        dice: Float[Tensor, "cases classes"],
+        reference_ml: Float[Tensor, "cases classes"],
+        predicted_ml: Float[Tensor, "cases classes"],
+        false_positive_ml: Float[Tensor, "cases classes"],
+    ) -> None:
+        self.index = index
+        self.dice = dice
+        self.reference_ml = reference_ml
+        self.predicted_ml = predicted_ml
+        self.false_positive_ml = false_positive_ml
 
     def per_class(self) -> Float[Tensor, " classes"]:
         """Return each class's mean over the cases that have it; NaN if none has."""

@@ -166,3 +166,12 @@ def test_no_cases_give_no_score():
 def test_tables_of_other_classes_are_refused():
     with pytest.raises(ValueError, match="expected tables of 2 classes, found 3"):
         CaseDice(2).update(**random_cases(1))
+
+
+def test_one_case_of_one_class_keeps_its_axes():
+    metric = CaseDice(1)
+    cases = random_cases(1)
+    cases["prediction"].clamp_(max=1)
+    metric.update(**{**cases, "states": cases["states"][..., :1], "drawn": cases["drawn"][..., :1]})
+    result = metric.compute()
+    assert (result.index.shape, result.dice.shape, len(result.rows(["liver"]))) == ((1,), (1, 1), 2)

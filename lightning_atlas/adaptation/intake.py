@@ -83,8 +83,9 @@ class IntakeReport:
         return {each.name for each in self.fresh} | {each.name for each in self.reshaped if not each.complete}
 
     def __str__(self) -> str:
+        words = {"fresh": "fresh (new, as initialised)", "left_over": "left over (in the file, not used)"}
         counts = ", ".join(
-            f"{len(getattr(self, group))} {group.replace('_', ' ')}"
+            f"{len(getattr(self, group))} {words.get(group, group)}"
             for group in ("loaded", "renamed", "reshaped", "fresh", "left_over")
         )
         lines = [f"tensors of {self.origin}: {counts}; {self.encoder_share:.1%} of the encoder's parameters"]

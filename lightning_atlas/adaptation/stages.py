@@ -190,7 +190,7 @@ def stage_table(
         rates: Learning rate of each stage at the start, at the peak and at the end.
         fresh: Stages that hold parameters which no checkpoint gave.
     """
-    lines = [["stage", "part", "tensors", "parameters", "moves", "start", "peak", "end"]]
+    lines = [["layers", "part", "tensors", "parameters", "moves", "rate at start", "peak", "end"]]
     for stage in network.stages():
         parameters = sum(parameter.numel() for parameter in stage_parameters(network, stage).values())
         moves = "no" if stage.name in frozen else "yes, fresh" if stage.name in fresh else "yes"

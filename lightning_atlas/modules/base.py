@@ -110,7 +110,7 @@ class AtlasModule(lightning.LightningModule):
             self._check_contract(source.contract)
             contract = self.contract or Contract()
             self.intake = load_weights(self.network, source, contract.classes, self.required_share)
-            self.source = {"origin": source.origin, "sha256": source.sha256}
+            self.source = {"origin": name, "sha256": source.sha256}
         except (OSError, ValueError) as error:
             self._weights_error = error
             return
@@ -188,7 +188,7 @@ class AtlasModule(lightning.LightningModule):
         elif self.intake is not None:
             self.print(f"weights from {self.weights}\n{self.intake}")
             for difference in self.meant:
-                self.print(f"meant: {difference}")
+                self.print(f"accepted: {difference}")
         self.print(self.describe_stages())
 
     def describe_stages(self) -> str:
@@ -245,8 +245,8 @@ class AtlasModule(lightning.LightningModule):
         self.results[split] = result
         classes = (self.contract or Contract()).classes
         values = zip(classes, result.per_class().tolist(), strict=True)
-        self.log(f"{split}/dice", float(result.mean), prog_bar=True)
-        self.log_dict({f"{split}/dice/{name}": value for name, value in values if not math.isnan(value)})
+        scores = {f"{split}/dice/{name}": value for name, value in values if not math.isnan(value)}
+        self.log_dict({f"{split}/dice": result.mean, **scores}, sync_dist=True)  # equal on all ranks already
 
     # What a checkpoint carries besides the tensors: enough to build the network again.
 

@@ -1,0 +1,94 @@
+"""The words of a command, sorted: a verb, a run folder or recipes, options."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lightning_atlas.cli.recipes import CommandError, find_recipe
+from lightning_atlas.cli.run_folder import is_run, last_checkpoint
+
+RUN_VERBS = ("fit", "validate", "test", "predict")
+"""Lightning's verbs."""
+
+
+@dataclass
+class Request:
+    """What a command line asks one of Lightning's verbs to do.
+
+    Args:
+        verb: `fit`, `validate`, `test` or `predict`.
+        words: What was typed after the verb.
+        configs: Recipes in the order of merging.
+        options: What Lightning's parser reads: `--model.weights=...`.
+        run: Folder of an earlier fit that stands in the place of a recipe.
+        checkpoint: The one of that run that is taken.
+        input: Folder of scans to predict on.
+        output: Folder for predictions.
+        overwrite: Whether predictions may be replaced.
+    """
+
+    verb: str
+    words: list[str] = field(default_factory=list)
+    configs: list[Path] = field(default_factory=list)
+    options: list[str] = field(default_factory=list)
+    run: Path | None = None
+    checkpoint: Path | None = None
+    input: Path | None = None
+    output: Path | None = None
+    overwrite: bool = False
+
+    @property
+    def name(self) -> str:
+        """What the run is called: its first recipe."""
+        return self.configs[0].stem if self.configs else "run"
+
+    @property
+    def command(self) -> str:
+        """What to type to get the same again."""
+        return shlex.join(["lightning-atlas", self.verb, *self.words])
+
+    @property
+    def asks_only(self) -> bool:
+        """Whether standard output belongs to a printed recipe or a help text."""
+        return any(word.startswith(("--print_config", "--help", "-h")) or ".help" in word for word in self.options)
+
+
+def read_request(verb: str, words: Sequence[str]) -> Request:
+    """Sort the words after a verb.
+
+    Raises:
+        CommandError: A recipe or checkpoint is not found, or an option lacks its value.
+    """
+    request, rest = Request(verb, list(words)), list(words)
+    if verb != "fit" and rest and is_run(Path(rest[0])):
+        request.run = Path(rest.pop(0))
+        request.configs.append(request.run / "recipe.yaml")
+    while rest and not rest[0].startswith("-"):
+        request.configs.append(find_recipe(rest.pop(0)))
+    while rest:
+        _read_option(request, rest)
+    if request.run and not any(word.startswith("--ckpt_path") for word in request.options):
+        request.checkpoint = last_checkpoint(request.run)
+    if request.run and verb == "predict" and not request.asks_only and not (request.input and request.output):
+        raise CommandError("write `predict RUN --input DIR --output DIR`: where the scans are, and where results go")
+    return request
+
+
+def _read_option(request: Request, rest: list[str]) -> None:
+    key, equals, _ = rest[0].partition("=")
+    if key in ("--config", "-c"):
+        request.configs.append(find_recipe(_value(rest)))
+    elif request.verb == "predict" and key in ("--input", "--output"):
+        setattr(request, key.removeprefix("--"), Path(_value(rest)))
+    elif request.verb == "predict" and key == "--overwrite" and not equals:
+        request.overwrite = bool(rest.pop(0))
+    else:
+        request.options.append(rest.pop(0))
+
+
+def _value(rest: list[str]) -> str:
+    key, equals, value = rest.pop(0).partition("=")
+    if not equals and (not rest or rest[0].startswith("--")):
+        raise CommandError(f"{key} needs a value: {key} PATH")
+    return value if equals else rest.pop(0)

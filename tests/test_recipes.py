@@ -1,0 +1,58 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lightning_atlas.cli import main, recipes_folder
+
+RECIPES = recipes_folder()
+COMPLETE = sorted([RECIPES / "quickstart.yaml", *RECIPES.glob("pretrain/*.yaml"), *RECIPES.glob("target/*.yaml")])
+STARTS = sorted(RECIPES.glob("start/*.yaml"))
+METHODS = sorted(RECIPES.glob("method/*.yaml"))
+TARGET = RECIPES / "target" / "abdomen_mr.yaml"
+SMOKE = RECIPES / "machine" / "smoke.yaml"
+
+
+def name(path):
+    return path.relative_to(RECIPES).as_posix()
+
+
+def fit(*recipes, folder):
+    code = main(["fit", *(f"--config={each}" for each in recipes), f"--trainer.default_root_dir={folder}"])
+    checkpoints = list(Path(folder).rglob("last.ckpt"))
+    assert code == 0
+    assert len(checkpoints) == 1
+    return checkpoints[0].parent.parent
+
+
+@pytest.mark.parametrize("recipe", COMPLETE, ids=name)
+def test_every_complete_recipe_runs_one_step(recipe, tmp_path):
+    run = fit(recipe, SMOKE, folder=tmp_path)
+    assert {"recipe.yaml", "environment.txt", "scores.csv"} <= {path.name for path in run.iterdir()}
+
+
+@pytest.mark.parametrize("method", METHODS, ids=name)
+def test_every_method_runs_on_a_target_and_a_start(method, tmp_path):
+    fit(TARGET, RECIPES / "start" / "starter.yaml", method, SMOKE, folder=tmp_path)
+
+
+@pytest.mark.parametrize("overlay", [*STARTS, *METHODS, *sorted(RECIPES.glob("machine/*.yaml"))], ids=name)
+def test_every_overlay_parses_on_a_target(overlay, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["fit", f"--config={TARGET}", f"--config={overlay}", "--print_config"])
+    assert end.value.code in (0, None)
+    assert "class_path" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("recipe", COMPLETE, ids=name)
+def test_every_complete_recipe_opens_with_its_command_and_its_result(recipe):
+    header = [line for line in recipe.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+    assert any("python -m lightning_atlas fit" in line for line in header)
+    assert any(line.startswith("# Result:") for line in header)
+
+
+@pytest.mark.parametrize("overlay", [*STARTS, *METHODS], ids=name)
+def test_overlays_are_short_and_stay_in_their_room(overlay):
+    text = overlay.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 20
+    assert set(yaml.safe_load(text)) == {"model"}
