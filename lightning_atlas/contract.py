@@ -16,7 +16,7 @@ class Contract:
         orientation: Axis codes of the voxel grid, such as `RAS`.
         spacing_mm: Voxel size along i, j, k in millimetres.
         normalization: How intensities were taken to the network's range: `window`, `percentiles` or `z-score`.
-        window: The intensities that were taken to the ends of `range` (Hounsfield units for CT), or the two percentiles.
+        window: The intensities that were taken to the ends of `range` (Hounsfield units for CT), or two percentiles.
         range: The intensities that the network saw for the ends of the window.
         channels: Names of the input channels in order.
         mirrored_axes: Axes (of `i`, `j`, `k`) along which training mirrored images.
@@ -46,7 +46,8 @@ class Contract:
         names = {each.name for each in fields(cls)}
         if unknown := sorted(set(values) - names):
             raise ValueError(f"a contract has no {', '.join(unknown)}; its keys are {', '.join(sorted(names))}")
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        plain: dict[str, Any] = {key: tuple(each) if isinstance(each, list) else each for key, each in values.items()}
+        return cls(**plain)
 
     def to_json(self) -> str:
         """Return one line, as it stands in the header of a weights file."""

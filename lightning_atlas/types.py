@@ -1,7 +1,7 @@
 """The axis legend, the batch, and the shapes that data and modules share.
 
-Axes are `batch channels i j k`. After reorientation to RAS, i runs to the right, j to the front, k upwards, so slices lie
-along k. This is the memory order of TorchIO and MONAI; nnU-Net and SimpleITK arrays are the reverse (k j i).
+Axes are `batch channels i j k`. After reorientation to RAS, i runs to the right, j to the front, k upwards, so slices
+lie along k. This is the memory order of TorchIO and MONAI; nnU-Net and SimpleITK arrays are the reverse (k j i).
 
 A voxel's label is one small integer: a row of its case's table, which has a column for each class of the recipe.
 """

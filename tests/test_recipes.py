@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lightning_atlas.cli import main, recipes_folder
+from lightning_atlas.cli import main
+from lightning_atlas.cli.recipes import recipes_folder
 
 RECIPES = recipes_folder()
 COMPLETE = sorted([RECIPES / "quickstart.yaml", *RECIPES.glob("pretrain/*.yaml"), *RECIPES.glob("target/*.yaml")])
@@ -38,9 +39,7 @@ def test_every_method_runs_on_a_target_and_a_start(method, tmp_path):
 
 @pytest.mark.parametrize("overlay", [*STARTS, *METHODS, *sorted(RECIPES.glob("machine/*.yaml"))], ids=name)
 def test_every_overlay_parses_on_a_target(overlay, capsys):
-    with pytest.raises(SystemExit) as end:
-        main(["fit", f"--config={TARGET}", f"--config={overlay}", "--print_config"])
-    assert end.value.code in (0, None)
+    assert main(["fit", f"--config={TARGET}", f"--config={overlay}", "--print_config"]) == 0
     assert "class_path" in capsys.readouterr().out
 
 

@@ -193,7 +193,7 @@ def stage_table(
     lines = [["layers", "part", "tensors", "parameters", "moves", "rate at start", "peak", "end"]]
     for stage in network.stages():
         parameters = sum(parameter.numel() for parameter in stage_parameters(network, stage).values())
-        moves = "no" if stage.name in frozen else "yes, fresh" if stage.name in fresh else "yes"
+        moves = ("no" if stage.name in frozen else "yes") + (", fresh" if stage.name in fresh else "")
         shown = ["-"] * 3 if stage.name in frozen else [f"{rate:.2e}" for rate in rates[stage.name]]
         tensors = str(len(stage_tensors(network, stage)))
         lines.append([stage.name, stage.part, tensors, f"{parameters:,}", moves, *shown])

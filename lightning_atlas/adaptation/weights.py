@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -87,6 +88,9 @@ def write_weights(
     tensors = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
     aside = path.with_name(f".{path.name}.part")
     save_file(tensors, aside, metadata={"format": "pt", "contract": contract.to_json(), "card": json.dumps(card)})
+    umask = os.umask(0)
+    os.umask(umask)
+    aside.chmod(0o666 & ~umask)  # safetensors writes for the owner alone
     aside.replace(path)
 
 

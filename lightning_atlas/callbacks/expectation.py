@@ -1,5 +1,6 @@
 """Memory and time that a run expects, said before its first step."""
 
+import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_atlas.callbacks.memory import held_bytes, in_words, peak_bytes
 from lightning_atlas.callbacks.progress import run_length, say
@@ -94,8 +96,10 @@ class Expectation(Callback):
     def _time_line(self, trainer: Trainer, cost: StepCost) -> str:
         steps = (run_length(trainer) or trainer.global_step) - trainer.global_step
         passes = steps * trainer.accumulate_grad_batches
-        self.seconds = passes * cost.seconds
-        parts = [f"{passes} passes x {cost.seconds:.3g} s (timed in that trial, without loading)"]
+        loading = loading_seconds(trainer)
+        self.seconds = passes * (cost.seconds + (loading or 0))
+        loaded = "" if loading is None else f" + {loading:.3g} s to cut its patches"
+        parts = [f"{passes} passes x {cost.seconds:.3g} s{loaded} (timed in that trial)"]
         cases, runs = _validation_cases(trainer), _validation_runs(trainer, passes)
         if cases and runs and self._case_seconds:
             self.seconds += runs * cases * self._case_seconds
@@ -123,6 +127,22 @@ def patch_shape(trainer: Trainer) -> tuple[int, ...] | None:
     if size is None or batch is None or contract is None:
         return None
     return (max(1, batch // trainer.world_size), len(contract.channels), *size)
+
+
+def loading_seconds(trainer: Trainer) -> float | None:
+    """Return the median time of three batches; `None` where processes of their own load them beside the training."""
+    loader = trainer.train_dataloader
+    if not isinstance(loader, DataLoader) or loader.num_workers or isinstance(loader.dataset, IterableDataset):
+        return None
+    times = []
+    with isolate_rng():
+        batches = iter(loader)
+        for _ in range(3):
+            start = time.perf_counter()
+            if next(batches, None) is None:
+                break
+            times.append(time.perf_counter() - start)
+    return statistics.median(times) if times else None
 
 
 def measure_step(trainer: Trainer, module: Scored, shape: tuple[int, ...]) -> StepCost:

@@ -147,6 +147,8 @@ class RunReport(Callback):
         say("\n".join(["", *_header(trainer, split, len(result.index)), "", result.table(classes)]))
         for baseline in baselines if split == "test" else ():
             say(f"{baseline.NAME}: {_score(baseline)}")
+        if ceiling := _ceiling(trainer, split):
+            say(ceiling)
         if self._took:
             say(f"\n{self._took}")
         if log_dir is None:
@@ -156,13 +158,13 @@ class RunReport(Callback):
         write_scores(folder / f"{prefix}scores.csv", result, classes, baselines if split == "test" else ())
         write_cases(folder / f"{prefix}cases.csv", result, classes, case_data(trainer).subjects(split))
         if self._shown is not None:
-            figure = _overlay(self._shown, result, classes, _description(trainer))
+            figure = _overlay(self._shown, result, classes, _cohort(trainer))
             self._publish(trainer, figure, folder / f"{prefix}overlay.png")
         say("\n".join(["", *_contents(trainer, folder)]))
 
     def _write_curves(self, trainer: Trainer, folder: Path) -> None:
         if self.history.steps:
-            figure = learning_curves(self.history, "learning curves", _description(trainer))
+            figure = learning_curves(self.history, "learning curves", _cohort(trainer))
             self._publish(trainer, figure, folder / "curves.png")
 
     def _publish(self, trainer: Trainer, figure: Figure, path: Path) -> None:
@@ -261,6 +263,15 @@ def _score(baseline: NearestPlaneBaseline) -> str:
     return f"mean Dice {baseline.result.mean:.4f}"
 
 
+def _ceiling(trainer: Trainer, split: Split) -> str:
+    """Return what the network's grid alone costs on the scans' own grids; nothing where it costs nothing."""
+    known = [value for value in case_data(trainer).ceiling(split).values() if not math.isnan(value)]
+    mean = sum(known) / len(known) if known else 1.0
+    if mean > 0.9995:
+        return ""
+    return f"ceiling: the reference itself, sent to the network's grid and back to the scan's, has mean Dice {mean:.4f}"
+
+
 def _contents(trainer: Trainer, folder: Path) -> list[str]:
     there = {name: meaning for name, meaning in FILES.items() if (folder / name).exists()}
     width = max((len(name) for name in there), default=0)
@@ -278,3 +289,8 @@ def _callbacks(trainer: Trainer) -> list[Callback]:
 
 def _description(trainer: Trainer) -> str:
     return case_data(trainer).describe()
+
+
+def _cohort(trainer: Trainer) -> str:
+    """Return the first part of the description, which a picture has room for."""
+    return _description(trainer).split(";")[0]

@@ -41,6 +41,10 @@ class CaseData(Protocol):
         """Return a whole case."""
         ...
 
+    def ceiling(self, split: str) -> dict[str, float]:
+        """Return each class's Dice of the reference itself, sent to the network's grid and back."""
+        ...
+
     def restore(self, prediction: Integer[Tensor, "i j k"], subject: str) -> Any:
         """Return a prediction on the grid of the subject's file, as something that has `save(path)`."""
         ...

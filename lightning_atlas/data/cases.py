@@ -112,10 +112,7 @@ class Case:
         if self.ignore_value is not None:
             rows[self.ignore_value] = UNKNOWN
         if strange := [value.item() for value in found if value.item() not in rows]:
-            raise ValueError(
-                f"{self.label} has the values {strange[:12]}, which no name in `values` has; "
-                "add them, or name one value of undecided voxels as `ignore_value`"
-            )
+            raise ValueError(f"{self.label} has the values {strange[:12]}, which no name has; add them to `values`")
         dtype = np.uint8 if FIRST_NAME + len(self.names) <= 256 else np.int16
         return np.array([rows[value.item()] for value in found], dtype=dtype)[place].reshape(values.shape)
 

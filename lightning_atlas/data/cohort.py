@@ -54,7 +54,7 @@ class SimulatedCohort(Source):
     def description(self) -> str:
         """One line for reports: it is simulated, and of what."""
         sizes = " + ".join(str(size) for size in self.sizes.values())
-        return f"simulated cohort of one scan ({self.scan}), {sizes} subjects"
+        return f"simulated cohort (smooth warps of one scan, {self.scan}), {sizes} subjects"
 
     def _case(self, split: Split, number: int) -> Case:
         real = embedded_case(self.scan, split)

@@ -21,8 +21,8 @@ class ScanFolder(Source):
         labels: Folder of labels; `null` for scans to predict on.
         values: Name of each structure and its value in the label files.
         modality: `CT`, `MR` or another short name.
-        val: Share of the subjects for validation.
-        test: Share of the subjects for testing.
+        val_share: Share of the subjects for validation.
+        test_share: Share of the subjects for testing.
         seed: Another seed splits otherwise.
     """
 
@@ -32,18 +32,20 @@ class ScanFolder(Source):
         labels: Path | None = None,
         values: dict[str, int] | None = None,
         modality: str | None = None,
-        val: float = 0.2,
-        test: float = 0.2,
+        val_share: float = 0.2,
+        test_share: float = 0.2,
         seed: int = 0,
     ) -> None:
         if labels is not None and not values:
             raise ValueError(f"labels in {labels} need names: values: {{liver: 1, spleen: 2}}")
-        if val < 0 or test < 0 or val + test > 1:
-            raise ValueError(f"val {val} and test {test} must be shares of the subjects, together at most 1")
+        if val_share < 0 or test_share < 0 or val_share + test_share > 1:
+            raise ValueError(
+                f"val_share {val_share} and test_share {test_share} must be from 0 to 1, and together at most 1"
+            )
         self.images, self.labels = Path(images), None if labels is None else Path(labels)
         self.values = values or {}
         self.modality = modality
-        self.shares = {"val": val, "test": test}
+        self.val_share, self.test_share = val_share, test_share
         self.seed = seed
 
     def cases(self) -> list[Case]:
@@ -75,10 +77,10 @@ class ScanFolder(Source):
     def _splits(self, number: int) -> list[Split]:
         order = np.random.default_rng(np.random.SeedSequence([self.seed])).permutation(number)
         splits: list[Split] = ["train"] * number
-        test = round(number * self.shares["test"])
+        test = round(number * self.test_share)
         for place in order[:test]:
             splits[place] = "test"
-        for place in order[test : test + round(number * self.shares["val"])]:
+        for place in order[test : test + round(number * self.val_share)]:
             splits[place] = "val"
         return splits
 

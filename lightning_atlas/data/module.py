@@ -183,14 +183,14 @@ class ScanDataModule(LightningDataModule):
         dtype = torch.uint8 if len(self.parts) < 256 else torch.int16
         return tio.LabelMap(tensor=values.to(dtype)[None], affine=np.array(case.prepared.file_affine))
 
-    def ceiling(self, split: Split) -> dict[str, float]:
+    def ceiling(self, split: Split, most: int = 8) -> dict[str, float]:
         """Return each class's Dice of the reference itself, sent to the network's grid and back: what the grid loses.
 
-        The mean is over the cases in which the class is drawn and present; NaN where there is none.
+        The mean is over those of the first `most` cases in which the class is drawn and present; NaN where there is none.
         """
         scores: dict[str, list[float]] = {name: [] for name in self.parts}
         cases = {case.subject: case for case in self.cases}
-        for opened in self._split(split):
+        for opened in self._split(split)[:most]:
             reference = torch.from_numpy(cases[opened.subject].load().get_image("label").numpy()[0].astype(np.int64))
             back = to_file_grid(torch.from_numpy(opened.prepared.label().astype(np.int64)), opened.prepared)
             for number, name in enumerate(self.parts):

@@ -9,6 +9,7 @@ import lightning
 import torch
 from jaxtyping import Integer
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.distributed.fsdp import fully_shard
 from torch.optim.lr_scheduler import LambdaLR
@@ -161,7 +162,7 @@ class AtlasModule(lightning.LightningModule):
         share = self.schedule(step, self.total_steps)
         return {name: share * multiplier for name, multiplier in moving.items()}
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Make one group for each stage that moves, from the parameters as they are now (sharding replaces them)."""
         groups = parameter_groups(self.network, self.frozen)
         names = [group["name"] for group in groups]

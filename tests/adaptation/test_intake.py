@@ -222,7 +222,8 @@ def test_the_report_is_short_ascii_and_counts_right(make_toy):
     source = source_of(tensors, ("spleen", "kidney", "liver", "colon"))
     text = str(load_weights(make_toy(2, outputs=4), source, ("liver", "eye", "spleen")))
     assert text.isascii()
-    assert "0 loaded, 28 renamed, 2 reshaped, 0 fresh, 20 left over; 100.0% of the encoder" in text
+    assert "0 loaded, 28 renamed, 2 reshaped, 0 fresh (new, as initialised), 20 left over (in the file" in text
+    assert "100.0% of the encoder" in text
     assert "'module.' dropped: module.encoder.0.0.weight -> encoder.0.0.weight and 27 more" in text
     assert "head.bias 5 -> 4 outputs: background, liver, spleen taken by name; fresh: eye" in text
     assert "module.extra.7 2\n" in text

@@ -188,7 +188,7 @@ def test_the_table_has_a_line_for_each_stage_and_adds_up(make_toy):
     network = make_toy(0)
     rates = {stage.name: (1e-4, 1e-3, 0.0) for stage in network.stages()}
     head, *lines = stage_table(network, {"encoder.0"}, rates, {"head"}).splitlines()
-    assert head.split() == ["stage", "part", "tensors", "parameters", "moves", "start", "peak", "end"]
+    assert head.split() == ["layers", "part", "tensors", "parameters", "moves", *["rate", "at", "start"], "peak", "end"]
     assert lines[0].split()[4:] == ["no", "-", "-", "-"]
     assert lines[4].split() == ["head", "head", "2", "15", "yes,", "fresh", "1.00e-04", "1.00e-03", "0.00e+00"]
     assert sum(int(line.split()[3].replace(",", "")) for line in lines) == sum(p.numel() for p in network.parameters())

@@ -2,10 +2,10 @@
 
     python tests/benchmarks/bench_transfer.py [--seeds 3] [--every 50] [--longest 1000] [TARGET ...]
 
-Every run is a packaged target recipe with layer-wise decay and a constant learning rate, so that no schedule favours a
-length; it is validated on a whole held-out warp every so many steps. From scratch it goes on until its Dice has not risen
-by 0.01 in four validations; from the starter weights it then takes as many steps. The table says where the two meet. The
-numbers come from a simulated cohort of one scan: they show mechanics, and are no evidence about patients.
+Every run is a packaged target recipe with layer-wise decay and a constant learning rate, so that no schedule favours
+a length; it is validated on a whole held-out warp every so many steps. From scratch it goes on until its Dice has not
+risen by 0.01 in four validations; from the starter weights it then takes as many steps. The table says where the two
+meet. The numbers come from a simulated cohort of one scan: they show mechanics, and are no evidence about patients.
 """
 
 import argparse
@@ -46,8 +46,8 @@ def curve(target: str, start: str, seed: int, every: int, epochs: int, until_fla
         return dict(zip(history["validated"], history["dice"], strict=True))
 
 
-def table(target: str, scratch: list[dict[int, float]], starter: list[dict[int, float]]) -> str:
-    """Return both curves, seed by seed, and where they meet."""
+def table(target: str, scratch: list[dict[int, float]], starter: list[dict[int, float]], longest: int) -> str:
+    """Return both curves, and where they meet."""
     steps = sorted(set.intersection(*(set(each) for each in [*scratch, *starter])))
     lines = [f"{target}: validation Dice (simulated cohort), {len(scratch)} seeds, mean [lowest, highest]"]
     lines.append(f"{'steps':>6}  {'scratch':>20}  {'starter':>20}  difference")
@@ -60,6 +60,10 @@ def table(target: str, scratch: list[dict[int, float]], starter: list[dict[int, 
         lines.append(f"{step:>6}  {shown[0]:>20}  {shown[1]:>20}  {gaps[step]:+.3f}")
     met = next((step for step in steps if all(gaps[later] < MEETING for later in steps if later >= step)), None)
     lines.append("the curves do not meet" if met is None else f"the curves meet at {met} steps")
+    cut = sum(max(run) >= longest for run in scratch)
+    lines.append(
+        f"from scratch {len(scratch) - cut} of {len(scratch)} runs stopped rising; {cut} were cut off at {longest}"
+    )
     return "\n".join(lines)
 
 
@@ -69,7 +73,7 @@ def compare(target: str, seeds: int, every: int, longest: int) -> str:
     scratch = [curve(target, "scratch", seed, every, epochs, until_flat=True) for seed in range(seeds)]
     lengths = [max(run) // every for run in scratch]
     starter = [curve(target, "starter", seed, every, lengths[seed], until_flat=False) for seed in range(seeds)]
-    return table(target, scratch, starter)
+    return table(target, scratch, starter, longest)
 
 
 if __name__ == "__main__":

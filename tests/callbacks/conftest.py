@@ -76,6 +76,9 @@ class ToyData(LightningDataModule):
     def whole(self, split: str, n: int) -> Batch:
         return collate([self.data[n]])
 
+    def ceiling(self, split: str) -> dict[str, float]:
+        return {"liver": 0.9, "spleen": float("nan")}
+
     def restore(self, prediction: Tensor, subject: str) -> Restored:
         return Restored(prediction)
 

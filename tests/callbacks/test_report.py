@@ -33,6 +33,7 @@ def test_the_end_of_a_run_says_what_was_scored_and_where_it_is(run, module):
     assert "test on 4 cases: simulated cohort of noise" in out
     assert "the weights after step 6" in out
     assert "copy of the nearest drawn plane: mean Dice 1.0000" in out
+    assert "back to the scan's, has mean Dice 0.9000" in out
     assert "expected" in out.split("the fit took")[1]
     for name in ("scores.csv", "cases.csv", "overlay.png", "curves.png"):
         assert (folder / name).is_file()

@@ -18,7 +18,7 @@ def populate(folder, names, ending=".nii.gz", origin="spine_mr.nii.gz"):
 def test_scans_and_labels_are_paired_by_name_also_with_nnunets_suffix(tmp_path):
     images = populate(tmp_path / "scans of café", ["b_0000", "a_0000"])
     labels = populate(tmp_path / "labels", ["a", "b"])
-    cases = ScanFolder(images, labels, VALUES, val=0.0, test=0.0).cases()
+    cases = ScanFolder(images, labels, VALUES, val_share=0.0, test_share=0.0).cases()
     assert [(case.subject, case.image.name, case.label and case.label.name) for case in cases] == [
         ("a", "a_0000.nii.gz", "a.nii.gz"),
         ("b", "b_0000.nii.gz", "b.nii.gz"),

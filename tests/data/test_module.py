@@ -195,7 +195,7 @@ def test_preparing_is_told_once_in_one_line(spine, capsys):
 
 def test_a_report_says_what_the_numbers_are_from(spine):
     text = spine().describe()
-    assert "simulated cohort of one scan (spine_mr), 3 + 1 + 1 subjects; 3 classes; RAS" in text
+    assert "simulated cohort (smooth warps of one scan, spine_mr), 3 + 1 + 1 subjects; 3 classes; RAS" in text
     assert "patches 16x16x16, 2 a step, 12 an epoch" in text
 
 

@@ -121,5 +121,5 @@ def test_outside_the_scan_is_the_minimum_and_nobody_decided():
 def test_the_larger_cohort_keeps_the_subjects_of_the_smaller():
     small, large = SimulatedCohort("spine_mr", 2, 1, 1), SimulatedCohort("spine_mr", 4, 2, 3)
     assert all(case in large.cases() for case in small.cases())
-    assert "simulated cohort of one scan (spine_mr), 4 + 2 + 3 subjects" in large.description
+    assert "simulated cohort (smooth warps of one scan, spine_mr), 4 + 2 + 3 subjects" in large.description
     assert all(case.subject.startswith("simulated-spine_mr-") for case in large.cases())

@@ -1,15 +1,18 @@
 """A two-class toy problem on random patches."""
 
+from typing import Any, cast
+
 import lightning
 import pytest
 import torch
+from torch.utils.data import DataLoader, Dataset
 
 from lightning_atlas.contract import Contract
 
 CLASSES = ("liver", "spleen")
 
 
-def batch(number: int, cases: int = 2) -> dict:
+def batch(number: int, cases: int = 2) -> Any:
     """Return batch `number`: bright voxels are liver, dark ones spleen."""
     generator = torch.Generator().manual_seed(number)
     image = torch.randn(cases, 1, 16, 16, 16, generator=generator)
@@ -38,11 +41,11 @@ class ToyData(lightning.LightningDataModule):
 
     def train_dataloader(self):
         """Return the batches, already collated."""
-        return torch.utils.data.DataLoader([batch(n) for n in range(4)], batch_size=None)
+        return DataLoader(cast(Dataset, [batch(n) for n in range(4)]), batch_size=None)
 
     def val_dataloader(self):
         """Return one volume."""
-        return torch.utils.data.DataLoader([batch(9, cases=1)], batch_size=None)
+        return DataLoader(cast(Dataset, [batch(9, cases=1)]), batch_size=None)
 
     test_dataloader = val_dataloader
 

@@ -1,13 +1,15 @@
-"""Train a few steps alone, under DDP or under FSDP2, and write down losses and weights (started by the test beside it)."""
+"""Train a few steps alone, under DDP or FSDP2, and write losses and weights (started by the test beside it)."""
 
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import lightning
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.tensor import DTensor
+from torch.utils.data import DataLoader, Dataset
 
 from lightning_atlas.adaptation import LayerWiseDecay
 from lightning_atlas.contract import Contract
@@ -51,10 +53,11 @@ class FixedData(lightning.LightningDataModule):
 
     def train_dataloader(self):
         """Return this rank's share of each global batch."""
+        assert self.trainer is not None
         rank, world = self.trainer.global_rank, self.trainer.world_size
         share = GLOBAL_BATCH // world
         numbers = [s * GLOBAL_BATCH + rank * share + n for s in range(STEPS) for n in range(share)]
-        return torch.utils.data.DataLoader([case(n) for n in numbers], batch_size=share, collate_fn=collate)
+        return DataLoader(cast(Dataset, [case(n) for n in numbers]), batch_size=share, collate_fn=collate)
 
 
 class Losses(lightning.Callback):
@@ -63,7 +66,7 @@ class Losses(lightning.Callback):
     def __init__(self):
         self.values = []
 
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+    def on_train_batch_end(self, trainer, pl_module, outputs: Any, batch, batch_idx):
         """Add one."""
         self.values.append(float(trainer.strategy.reduce(outputs["loss"].detach(), reduce_op="mean")))
 

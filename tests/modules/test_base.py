@@ -1,4 +1,5 @@
 from functools import partial
+from typing import Any
 
 import lightning
 import pytest
@@ -8,7 +9,7 @@ from torch import nn
 from lightning_atlas.adaptation import CosineSchedule, FrozenEncoder, HeadOnly, LayerWiseDecay
 from lightning_atlas.contract import Contract
 from lightning_atlas.inference import SlidingWindow
-from lightning_atlas.modules import SupervisedPretraining, TransferLearning
+from lightning_atlas.modules import AtlasModule, SupervisedPretraining, TransferLearning
 from lightning_atlas.networks import UNet, as_network
 from lightning_atlas.networks.base import stage_tensors
 from lightning_atlas.tasks import Segmentation
@@ -18,12 +19,12 @@ def task():
     return Segmentation(SlidingWindow(patch=(16, 16, 16), overlap=0.0))
 
 
-def trainer(**settings):
+def trainer(**settings: Any) -> Any:
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "accelerator": "cpu"}
     return lightning.Trainer(**{**quiet, "max_epochs": 1, "enable_checkpointing": False, **settings})
 
 
-def module(kind=TransferLearning, **settings):
+def module(kind: type[AtlasModule] = TransferLearning, **settings: Any) -> Any:
     lightning.seed_everything(1)
     return kind(UNet(features=(4, 8)), task(), partial(torch.optim.AdamW, lr=1e-2), **settings)
 
@@ -45,7 +46,7 @@ class Batchy(nn.Module):
 
 
 def test_frozen_stages_are_bit_identical_after_training_and_validation(toy_data):
-    network = as_network(Batchy(), encoder=["body"], decoder=[], head=["last"])
+    network: Any = as_network(Batchy(), encoder=["body"], decoder=[], head=["last"])
     run = TransferLearning(network, task(), partial(torch.optim.AdamW, lr=1e-2), adaptation=[FrozenEncoder()])
     body, _ = network.stages()
     before = copy_of(network, body)
@@ -74,7 +75,7 @@ def test_learning_rates_follow_schedule_times_decay(toy_data):
     seen = []
 
     class Watch(lightning.Callback):
-        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        def on_train_batch_start(self, trainer, pl_module: Any, batch, batch_idx):
             pl_module.fresh = {"head"}
             seen.append({g["name"]: g["lr"] for g in trainer.optimizers[0].param_groups})
 
@@ -158,7 +159,7 @@ def test_a_checkpoint_alone_rebuilds_the_head(toy_data, tmp_path):
     fit.fit(run, datamodule=toy_data())
     fit.save_checkpoint(tmp_path / "last.ckpt")
     parts = {"network": UNet(features=(4, 8)), "task": task()}
-    loaded = TransferLearning.load_from_checkpoint(tmp_path / "last.ckpt", **parts)
+    loaded: Any = TransferLearning.load_from_checkpoint(tmp_path / "last.ckpt", **parts)
     assert loaded.contract.classes == ("liver", "spleen")
     image = torch.randn(1, 1, 16, 16, 16)
     assert torch.equal(loaded.eval().network(image), run.eval().network(image))

@@ -15,10 +15,14 @@ def run(strategy, optimizer, folder):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    launch = [] if strategy == "alone" else ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
+    launch = (
+        [] if strategy == "alone" else ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
+    )
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, *launch, str(SCRIPT), strategy, optimizer, str(output)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, cwd=folder, check=False)
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=600, cwd=folder, check=False
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return torch.load(output, weights_only=True)
 

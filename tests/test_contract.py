@@ -1,0 +1,52 @@
+import json
+
+import pytest
+
+from lightning_atlas.contract import COMPARED, Contract, differences
+
+CT = Contract(
+    classes=("liver", "spleen"),
+    modality="CT",
+    orientation="RAS",
+    spacing_mm=(3.0, 3.0, 3.0),
+    normalization="window",
+    window=(-200.0, 300.0),
+    range=(0.0, 1.0),
+    mirrored_axes=("j",),
+)
+
+
+def test_a_contract_survives_json_whole():
+    assert Contract.from_dict(json.loads(CT.to_json())) == CT
+    assert Contract.from_dict({}) == Contract()
+
+
+def test_a_contract_of_another_version_is_refused_by_its_key():
+    with pytest.raises(ValueError, match="no colour; its keys are channels"):
+        Contract.from_dict({**CT.to_dict(), "colour": "red"})
+
+
+@pytest.mark.parametrize("key", COMPARED)
+def test_each_compared_key_is_told_by_name_and_both_values(key):
+    other = {"spacing_mm": [1.5, 1.5, 1.5], "window": [0.5, 99.5], "range": [-1.0, 1.0], "channels": ["T1", "T2"]}
+    changed = Contract.from_dict({**CT.to_dict(), key: other.get(key, "another")})
+    (found,) = differences(CT, changed)
+    assert found.key == key
+    assert str(getattr(CT, key)) in str(found)
+    assert str(getattr(changed, key)) in str(found)
+
+
+def test_what_one_side_does_not_state_is_no_difference():
+    assert differences(CT, Contract()) == []
+    assert differences(Contract(), CT) == []
+
+
+def test_rounding_is_no_difference_and_a_hundredth_is():
+    near = Contract.from_dict({**CT.to_dict(), "spacing_mm": [3.0, 3.0, 3.002]})
+    far = Contract.from_dict({**CT.to_dict(), "spacing_mm": [3.0, 3.0, 3.03]})
+    assert differences(CT, near) == []
+    assert [each.key for each in differences(CT, far)] == ["spacing_mm"]
+
+
+def test_other_classes_are_what_transfer_is_for():
+    assert differences(CT, Contract.from_dict({**CT.to_dict(), "classes": ["kidney"]})) == []
