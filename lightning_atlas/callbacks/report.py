@@ -279,7 +279,8 @@ def _contents(trainer: Trainer, folder: Path) -> list[str]:
     lines = [f"in {folder}:", *(f"  {name:{width}}  {meaning}" for name, meaning in there.items())]
     if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
         lines.append(f"curves in a browser:  tensorboard --logdir {quoted}")
-    lines.append(f"segment other scans:  python -m lightning_atlas predict {quoted} --input DIR --output DIR")
+    if {"recipe.yaml", "checkpoints/last.ckpt"} <= there.keys():
+        lines.append(f"segment other scans:  python -m lightning_atlas predict {quoted} --input DIR --output DIR")
     return lines
 
 

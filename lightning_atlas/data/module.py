@@ -186,7 +186,7 @@ class ScanDataModule(LightningDataModule):
     def ceiling(self, split: Split, most: int = 8) -> dict[str, float]:
         """Return each class's Dice of the reference itself, sent to the network's grid and back: what the grid loses.
 
-        The mean is over those of the first `most` cases in which the class is drawn and present; NaN where there is none.
+        The mean is over those of the first `most` cases that have the class drawn and present; NaN where there is none.
         """
         scores: dict[str, list[float]] = {name: [] for name in self.parts}
         cases = {case.subject: case for case in self.cases}

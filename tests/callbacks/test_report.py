@@ -24,8 +24,12 @@ def run(module, data, make_trainer, tmp_path, capsys):
     callbacks = [Expectation(), NearestPlaneBaseline(), RunReport()]
     trainer = make_trainer(*callbacks, logger=logger, enable_progress_bar=False)
     trainer.fit(module, data)
+    folder = tmp_path / "a run" / "é"
+    for name in ("recipe.yaml", "checkpoints/last.ckpt"):  # the command line's part
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).touch()
     trainer.test(module, data, verbose=False)
-    return tmp_path / "a run" / "é", capsys.readouterr().out
+    return folder, capsys.readouterr().out
 
 
 def test_the_end_of_a_run_says_what_was_scored_and_where_it_is(run, module):
