@@ -34,8 +34,12 @@ from lightning_atlas.modules import AtlasModule
 PARTS = ("networks", "tasks", "inference", "adaptation")
 """Imported before a recipe is read, so that short names resolve; `data`, above, brings TorchIO's transforms."""
 
-NOISE = (".*LeafSpec.*is deprecated", ".*callbacks used to create the checkpoint need to be provided")
-"""Warnings of Lightning on its own code, and on `last_weights`, which only a fit needs."""
+NOISE = (
+    ".*LeafSpec.*is deprecated",
+    ".*callbacks used to create the checkpoint need to be provided",
+    ".*in eval mode at the start of training",
+)
+"""Warnings of Lightning on its own code, on `last_weights`, which only a fit needs, and on layers held on purpose."""
 USAGE = {
     "fit": "RECIPE [RECIPE ...] [--KEY VALUE ...]",
     "validate": "RUN | RECIPE [RECIPE ...] [--ckpt_path FILE] [--KEY VALUE ...]",

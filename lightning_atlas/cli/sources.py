@@ -43,7 +43,7 @@ class Mention:
         """The value as it was written."""
         if isinstance(self.node, yaml.ScalarNode):
             return self.node.value
-        return str(_plain(self.node))
+        return yaml.serialize(self.node, width=10_000).strip() if self.node.flow_style else str(_plain(self.node))
 
 
 def dotted(keys: Keys) -> str:
