@@ -1,5 +1,6 @@
 """A case is a scan with its label file and what was drawn on it; a source lists cases."""
 
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 import torchio as tio
 from jaxtyping import Bool, Int8
+from nibabel.filebasedimages import ImageFileError
 
 from lightning_atlas.data.variation import Variation
 
@@ -65,11 +67,16 @@ class Case:
         """Read the scan as `image` (float32) and `label` (rows of the table) on the file's own grid.
 
         Raises:
-            ValueError: The label lies on another grid than the image, or has a value that no name has.
+            ValueError: A file is damaged or has several channels, the label lies on another grid than the image, or it
+                has a value that no name has.
         """
+        check_whole(self.image)
         image = tio.ScalarImage(self.image)
+        if image.num_channels != 1:
+            raise ValueError(f"{self.image} has {image.num_channels} channels; each scan is one channel so far")
         rows = torch.zeros(1, *image.spatial_shape, dtype=torch.uint8)
         if self.label is not None:
+            check_whole(self.label)
             drawing = tio.LabelMap(self.label)
             self._check_grid(image, drawing)
             rows = torch.from_numpy(self._rows(drawing.numpy()))
@@ -125,6 +132,21 @@ class Case:
         rows = torch.zeros_like(label.data)
         rows.movedim(1 + axis, 0)[kept] = label.data.movedim(1 + axis, 0)[kept]
         return rows
+
+
+def check_whole(path: Path) -> None:
+    """Read a NIfTI file to its end: ITK, through which TorchIO may read, fills what is missing with zeros.
+
+    Raises:
+        ValueError: It is cut off or damaged.
+    """
+    if not path.name.endswith((".nii", ".nii.gz")):
+        return
+    try:
+        np.asanyarray(nib.loadsave.load(path).dataobj)  # pyright: ignore[reportAttributeAccessIssue]
+    except (OSError, EOFError, ValueError, zlib.error, ImageFileError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path} is damaged or cut off: {reason}") from error
 
 
 def superior_axis(affine: np.ndarray) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """Own data: a folder of scans with a folder of labels, or a table that names the files."""
 
 import csv
+import re
 from pathlib import Path
 from typing import cast, get_args
 
@@ -166,7 +167,10 @@ def scans(folder: Path, suffix: str = "") -> dict[str, Path]:
         ending = next((each for each in ENDINGS if path.name.lower().endswith(each)), None)
         if ending is None or path.name.startswith("."):
             continue
-        name = path.name[: -len(ending)].removesuffix(suffix)
+        name = path.name[: -len(ending)]
+        if suffix and re.search(r"_000[1-9]$", name):
+            raise ValueError(f"{path} is a second channel by its name; scans are one channel so far")
+        name = name.removesuffix(suffix)
         if name in found:
             raise ValueError(f"two scans are called {name}: {found[name].name} and {path.name} in {folder}")
         found[name] = path

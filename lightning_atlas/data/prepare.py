@@ -26,7 +26,7 @@ from torchio.transforms import Transform
 
 from lightning_atlas.data.cases import FIRST_NAME, UNKNOWN, Case, superior_axis
 
-STORE_VERSION = 1
+STORE_VERSION = 2
 PLACES_PER_ROW = 2000
 """Voxels of each name that are remembered, for patches to be centred on."""
 HALF_PRECISION_LIMIT = 8.0
@@ -166,6 +166,8 @@ def _write(folder: Path, case: Case, transforms: Sequence[Transform]) -> None:
     original = case.load()
     subject = transformed(original, transforms)
     drawing, rows_map = original.get_image("label"), subject.get_image("label")
+    if case.drawn_planes is not None:
+        rows_map.set_data(only_annotated_planes(case.drawn_planes, drawing, rows_map))
     check_planes(case, drawing, rows_map)
     image, label = subject.get_image("image").numpy(), rows_map.numpy()[0]
     if not np.isfinite(image).all():
@@ -190,6 +192,32 @@ def _write(folder: Path, case: Case, transforms: Sequence[Transform]) -> None:
     with (folder / "meta.json").open("w", encoding="utf-8") as file:
         json.dump(meta, file)
         _settle(file.fileno())
+
+
+def only_annotated_planes(drawn: Sequence[int], original: tio.Image, prepared: tio.Image) -> torch.Tensor:
+    """Return the prepared rows with row 0 on planes that resampling would have invented.
+
+    A plane of the network's grid is annotated if both planes of the file around it are, or if it is the nearest of its
+    grid to one that is.
+
+    Args:
+        drawn: Annotated planes of the file, counted upwards.
+        original: Rows on the file's grid.
+        prepared: Rows on the network's grid.
+    """
+    axis, direction = superior_axis(original.affine)
+    own_axis, _ = superior_axis(prepared.affine)
+    centre = np.tile((np.array(prepared.spatial_shape) - 1) / 2, (prepared.spatial_shape[own_axis], 1))
+    centre[:, own_axis] = np.arange(len(centre))
+    back = np.linalg.inv(original.affine) @ prepared.affine
+    places = centre @ back[axis, :3] + back[axis, 3]
+    places = places if direction > 0 else original.spatial_shape[axis] - 1 - places
+    below, above = np.floor(places + 1e-3), np.ceil(places - 1e-3)
+    annotated = np.isin(below, drawn) & np.isin(above, drawn)
+    annotated[[np.abs(places - plane).argmin() for plane in drawn]] = True
+    rows = prepared.data.clone()
+    rows.movedim(1 + own_axis, 0)[torch.from_numpy(~annotated)] = UNKNOWN
+    return rows
 
 
 def check_planes(case: Case, original: tio.Image, prepared: tio.Image) -> None:

@@ -4,8 +4,9 @@
 
 Every run is a packaged target recipe with layer-wise decay and a constant learning rate, so that no schedule favours
 a length; it is validated on a whole held-out warp every so many steps. From scratch it goes on until its Dice has not
-risen by 0.01 in four validations; from the starter weights it then takes as many steps. The table says where the two
-meet. The numbers come from a simulated cohort of one scan: they show mechanics, and are no evidence about patients.
+risen by 0.01 in as many validations as make up half of the longest run; from the starter weights it then takes as many
+steps. A run that has stopped keeps its last value. The table says where the two meet. The numbers come from a simulated
+cohort of one scan: they show mechanics, and are no evidence about patients.
 """
 
 import argparse
@@ -24,7 +25,7 @@ MEETING = 0.01
 
 def curve(target: str, start: str, seed: int, every: int, epochs: int, until_flat: bool) -> dict[int, float]:
     """Train once, and return the validation Dice after so many steps."""
-    flat = {"monitor": "val/dice", "mode": "max", "min_delta": 0.01, "patience": 4}
+    flat = {"monitor": "val/dice", "mode": "max", "min_delta": 0.01, "patience": max(1, epochs // 2)}
     with TemporaryDirectory() as folder:
         words = ["fit", target, f"start/{start}", "method/layer_wise_decay"]
         options = {
@@ -48,12 +49,12 @@ def curve(target: str, start: str, seed: int, every: int, epochs: int, until_fla
 
 def table(target: str, scratch: list[dict[int, float]], starter: list[dict[int, float]], longest: int) -> str:
     """Return both curves, and where they meet."""
-    steps = sorted(set.intersection(*(set(each) for each in [*scratch, *starter])))
+    steps = sorted(set().union(*scratch, *starter))
     lines = [f"{target}: validation Dice (simulated cohort), {len(scratch)} seeds, mean [lowest, highest]"]
     lines.append(f"{'steps':>6}  {'scratch':>20}  {'starter':>20}  difference")
     gaps = {}
     for step in steps:
-        arms = [[run[step] for run in arm] for arm in (scratch, starter)]
+        arms = [[run[min(step, max(run))] for run in arm] for arm in (scratch, starter)]
         means = [statistics.mean(arm) for arm in arms]
         gaps[step] = means[1] - means[0]
         shown = [f"{mean:.3f} [{min(arm):.3f}, {max(arm):.3f}]" for mean, arm in zip(means, arms, strict=True)]

@@ -1,6 +1,7 @@
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 import torchio as tio
 from torchio.transforms import Lambda, Resample, RescaleIntensity, ToCanonical
 
+import lightning_atlas
 from lightning_atlas.data import Case, EmbeddedScan, SimulatedCohort
 from lightning_atlas.data.prepare import PLACES_PER_ROW, prepare, settings, store_key
 
@@ -126,3 +128,32 @@ def test_annotated_planes_survive_a_finer_grid_and_are_missed_in_a_coarser_one()
     assert sorted({round(plane * back[2, 2] + back[2, 3]) for plane in prepared.planes}) == [4, 20]
     with pytest.raises(ValueError, match=r"annotated planes \[4\] fall between"):
         prepare(replace(case, drawn_planes=(4,)), [ToCanonical(), Resample((6, 6, 31))])
+
+
+def test_half_a_file_is_refused_by_name(tmp_path):
+    whole = (Path(lightning_atlas.__file__).parent / "data" / "embedded" / "spine_mr.nii.gz").read_bytes()
+    half = tmp_path / "half.nii.gz"
+    half.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"half\.nii\.gz is damaged or cut off"):
+        Case("half", "predict", half).load()
+
+
+@pytest.mark.parametrize(("spacing", "expected"), [(3.0, 2), (10.0, 2), (5.0, 2)])
+def test_resampling_invents_no_annotated_plane(spacing, expected):
+    (case,) = SimulatedCohort("chest_ct", train=1, val=0, test=0, displacement_mm=1.0, drawn_planes=[12, 22]).cases()
+    transforms = [ToCanonical(), Resample((3.0, 3.0, spacing))]
+    prepared, _ = prepare(case, transforms)
+    assert len(prepared.planes) == expected
+    heights = [prepared.affine[2][3] + prepared.affine[2][2] * plane for plane in prepared.planes]
+    drawn = [prepared.file_affine[2][3] + prepared.file_affine[2][2] * plane for plane in (12, 22)]
+    assert heights == pytest.approx(drawn, abs=spacing / 2 + 1e-6)
+
+
+def test_planes_between_two_annotated_neighbours_are_annotated():
+    (case,) = SimulatedCohort("chest_ct", train=1, val=0, test=0, displacement_mm=1.0, drawn_planes=[12, 13]).cases()
+    prepared, _ = prepare(case, [ToCanonical(), Resample((3.0, 3.0, 2.0))])
+    heights = np.array([prepared.affine[2][3] + prepared.affine[2][2] * plane for plane in prepared.planes])
+    low, high = (prepared.file_affine[2][3] + prepared.file_affine[2][2] * plane for plane in (12, 13))
+    assert len(heights) >= 5
+    assert heights.min() >= low - 1 - 1e-6
+    assert heights.max() <= high + 1 + 1e-6
