@@ -63,7 +63,8 @@ class Difference:
     data: Any
 
     def __str__(self) -> str:
-        return f"{self.key}: the weights expect {self.weights}, the data give {self.data}"
+        given = "do not say" if self.data is None else f"give {self.data}"
+        return f"{self.key}: the weights expect {self.weights}, the data {given}"
 
 
 COMPARED = ("modality", "orientation", "spacing_mm", "normalization", "window", "range", "channels")
@@ -71,13 +72,16 @@ COMPARED = ("modality", "orientation", "spacing_mm", "normalization", "window", 
 
 
 def differences(weights: Contract, data: Contract) -> list[Difference]:
-    """Return the keys that both state and in which they disagree (numbers to one part in a thousand)."""
+    """Return the keys that the weights state and in which the data disagree or say nothing.
+
+    Numbers agree to one part in a thousand.
+    """
     pairs = ((key, getattr(weights, key), getattr(data, key)) for key in COMPARED)
     return [Difference(key, ours, theirs) for key, ours, theirs in pairs if not _agree(ours, theirs)]
 
 
 def _agree(ours: Any, theirs: Any) -> bool:
-    if ours is None or theirs is None:
+    if ours is None:
         return True
     if isinstance(ours, tuple) and isinstance(theirs, tuple):
         return len(ours) == len(theirs) and all(_agree(a, b) for a, b in zip(ours, theirs, strict=True))

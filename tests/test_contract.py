@@ -36,9 +36,11 @@ def test_each_compared_key_is_told_by_name_and_both_values(key):
     assert str(getattr(changed, key)) in str(found)
 
 
-def test_what_one_side_does_not_state_is_no_difference():
-    assert differences(CT, Contract()) == []
+def test_weights_that_state_nothing_take_any_data_and_data_that_state_nothing_are_told():
     assert differences(Contract(), CT) == []
+    silent = differences(CT, Contract())
+    assert [each.key for each in silent] == [key for key in COMPARED if key != "channels"]
+    assert str(silent[0]) == "modality: the weights expect CT, the data do not say"
 
 
 def test_rounding_is_no_difference_and_a_hundredth_is():

@@ -66,7 +66,9 @@ def _dispatch(words: Sequence[str]) -> int:
         run_recipes_verb(rest)
     elif verb == "inspect":
         if len(rest) != 1 or not is_run(Path(rest[0])):
-            raise CommandError(f"write `inspect RUN`: a folder with recipe.yaml, in which a fit ended; got {rest}")
+            raise CommandError(
+                f"write `inspect RUN`: a folder with recipe.yaml, in which a fit ended; got {' '.join(rest)!r}"
+            )
         print(describe_run(Path(rest[0])))
     elif verb in RUN_VERBS:
         request = read_request(verb, rest)

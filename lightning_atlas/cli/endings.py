@@ -76,7 +76,7 @@ def unused_gpu() -> str | None:
         return None
     return (
         f"note: this machine has an NVIDIA driver, but torch {torch.__version__} is a CPU build; for the GPU run "
-        "`pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu126`"
+        "`pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu130`"
     )
 
 

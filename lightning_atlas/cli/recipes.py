@@ -49,6 +49,10 @@ def find_recipe(word: str) -> Path:
     for path in (Path(word), Path(f"{word}.yaml"), packaged, packaged.with_name(f"{packaged.name}.yaml")):
         if path.is_file():
             return path
+    if Path(word).is_dir():
+        runs = sorted(each.parent.as_posix() for each in Path(word).glob("*/recipe.yaml"))
+        hint = f"\nthe newest run in it: {runs[-1]}" if runs else ""
+        raise CommandError(f"{word} is a folder, and no fit ended there: it has no recipe.yaml{hint}")
     name = word.removeprefix("recipes/").removesuffix(".yaml")
     names = {each.rsplit("/", 1)[-1]: each for each in recipe_names()} | {each: each for each in recipe_names()}
     near = [names[each] for each in difflib.get_close_matches(name, names, n=1)]

@@ -1,5 +1,6 @@
 """The words of a command, sorted: a verb, a run folder or recipes, options."""
 
+import difflib
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ class Request:
         configs: Recipes in the order of merging.
         options: What Lightning's parser reads: `--model.weights=...`.
         run: Folder of an earlier fit that stands in the place of a recipe.
-        checkpoint: The one of that run that is taken.
+        checkpoint: The one that is taken: of that run, or the one that was typed.
         input: Folder of scans to predict on.
         output: Folder for predictions.
         overwrite: Whether predictions may be replaced.
@@ -49,6 +50,12 @@ class Request:
         return shlex.join(["lightning-atlas", self.verb, *self.words])
 
     @property
+    def changes_the_run(self) -> bool:
+        """Whether an earlier fit is scored in another way than it was made, so that its own scores must stay."""
+        touched = ("--data", "--model", "--seed_everything")
+        return len(self.configs) > 1 or any(word.startswith(touched) for word in self.options)
+
+    @property
     def asks_only(self) -> bool:
         """Whether standard output belongs to a printed recipe or a help text."""
         return any(word.startswith(("--print_config", "--help", "-h")) or ".help" in word for word in self.options)
@@ -68,10 +75,12 @@ def read_request(verb: str, words: Sequence[str]) -> Request:
         request.configs.append(find_recipe(rest.pop(0)))
     while rest:
         _read_option(request, rest)
-    if request.run and not any(word.startswith("--ckpt_path") for word in request.options):
+    if request.run and not request.checkpoint:
         request.checkpoint = last_checkpoint(request.run)
     if request.run and verb == "predict" and not request.asks_only and not (request.input and request.output):
         raise CommandError("write `predict RUN --input DIR --output DIR`: where the scans are, and where results go")
+    if request.input and request.output and request.input.resolve() == request.output.resolve():
+        raise CommandError(f"--output {request.output} is the folder of the scans: predictions would replace them")
     return request
 
 
@@ -79,12 +88,29 @@ def _read_option(request: Request, rest: list[str]) -> None:
     key, equals, _ = rest[0].partition("=")
     if key in ("--config", "-c"):
         request.configs.append(find_recipe(_value(rest)))
+    elif key == "--ckpt_path":
+        _read_checkpoint(request, _value(rest))
     elif request.verb == "predict" and key in ("--input", "--output"):
         setattr(request, key.removeprefix("--"), Path(_value(rest)))
     elif request.verb == "predict" and key == "--overwrite" and not equals:
         request.overwrite = bool(rest.pop(0))
     else:
         request.options.append(rest.pop(0))
+
+
+def _read_checkpoint(request: Request, word: str) -> None:
+    """Take a checkpoint's file, a run's last one, or one of Lightning's words for one."""
+    path = Path(word)
+    if word in ("best", "last", "hpc", "null"):
+        request.options.append(f"--ckpt_path={word}")
+    elif path.is_dir() and is_run(path):
+        request.checkpoint = last_checkpoint(path)
+    elif path.exists():
+        request.checkpoint = path
+    else:
+        near = difflib.get_close_matches(path.name, [each.name for each in path.parent.glob("*.ckpt")], n=1, cutoff=0)
+        hint = f"; near: {path.with_name(near[0])}" if near else ""
+        raise CommandError(f"--ckpt_path {word}: there is no such file or run{hint}")
 
 
 def _value(rest: list[str]) -> str:

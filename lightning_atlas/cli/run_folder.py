@@ -4,6 +4,7 @@ import os
 import platform
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,6 +14,7 @@ from lightning_atlas.cli.recipes import CommandError
 
 FOLDER_VARIABLE = "LIGHTNING_ATLAS_RUN_FOLDER"
 """Tells the processes that Lightning starts for further devices which folder the first one has made."""
+TIME = "%Y-%m-%d_%H-%M-%S"
 PACKAGES = ("lightning-atlas", "torch", "lightning", "monai", "torchio", "torchmetrics", "jsonargparse", "numpy")
 
 
@@ -25,8 +27,13 @@ def make_run_folder(root: Path, name: str) -> Path:
     """Make and return `root/runs/name/time`; two runs of the same second get two folders."""
     if given := os.environ.get(FOLDER_VARIABLE):
         return Path(given)
-    parent, start = root / "runs" / name, datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    parent.mkdir(parents=True, exist_ok=True)
+    parent, start = root / "runs" / name, datetime.now().strftime(TIME)
+    if int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0):
+        return parent / start  # started by torchrun or srun: the first process makes the folder and tells it
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CommandError(f"no run folder in {parent} ({error}): choose another --trainer.default_root_dir") from error
     for number in range(1, 1000):
         folder = parent / (start if number == 1 else f"{start}_{number}")
         try:
@@ -39,8 +46,17 @@ def make_run_folder(root: Path, name: str) -> Path:
 
 
 def forget_run_folder() -> None:
-    """Let the next run of this process make a folder of its own."""
-    os.environ.pop(FOLDER_VARIABLE, None)
+    """Let the next run of this process make a folder of its own, and remove one in which nothing was written."""
+    if (given := os.environ.pop(FOLDER_VARIABLE, None)) and "LOCAL_RANK" not in os.environ:
+        with suppress(OSError):
+            Path(given).rmdir()
+
+
+def made_in(run: Path) -> Path | None:
+    """Return the folder in which the run's command was typed, where its recipe's own classes lie."""
+    notes = run / "environment.txt"
+    lines = notes.read_text(encoding="utf-8").splitlines() if notes.is_file() else []
+    return next((Path(line.removeprefix("folder: ")) for line in lines if line.startswith("folder: ")), None)
 
 
 def last_checkpoint(run: Path) -> Path:

@@ -6,6 +6,7 @@ import logging
 import sys
 import traceback
 import warnings
+from datetime import datetime
 from enum import Enum
 from importlib import import_module
 from pathlib import Path
@@ -26,7 +27,14 @@ from lightning_atlas.cli.endings import plain_words, unused_gpu
 from lightning_atlas.cli.mistakes import LOGGER, discarded_arguments, explain, name_discarded, read_all
 from lightning_atlas.cli.recipes import CommandError
 from lightning_atlas.cli.request import RUN_VERBS, Request
-from lightning_atlas.cli.run_folder import environment, forget_run_folder, make_run_folder, stated_contract
+from lightning_atlas.cli.run_folder import (
+    TIME,
+    environment,
+    forget_run_folder,
+    made_in,
+    make_run_folder,
+    stated_contract,
+)
 from lightning_atlas.cli.sources import read_sources
 from lightning_atlas.data import ScanFolder
 from lightning_atlas.modules import AtlasModule
@@ -73,10 +81,20 @@ class RecipeSaver(SaveConfigCallback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write both files once."""
         written = self.already_saved
+        make_absolute(self.config)
         super().setup(trainer, pl_module, stage)
         folder = Path(str(trainer.log_dir))  # asks every process, so not from `save_config`, which one process runs
         if trainer.is_global_zero and not written:
             (folder / "environment.txt").write_text(environment(self.command), encoding="utf-8")
+
+
+def make_absolute(values: jsonargparse.Namespace | dict[str, Any]) -> None:
+    """Spell every path in a merged recipe from the root, so that the recipe runs from any folder."""
+    for key, value in list(values.items()):
+        if isinstance(value, Path):
+            values[key] = value.absolute()
+        elif isinstance(value, dict):
+            make_absolute(value)
 
 
 class AtlasCLI(LightningCLI):
@@ -159,7 +177,7 @@ class AtlasCLI(LightningCLI):
         if self.request.verb != "fit" and not any(isinstance(each, Checkpoint) for each in given):
             kwargs["enable_checkpointing"] = False
         if self.request.run or self.request.verb == "predict":
-            kwargs |= {"logger": False, "default_root_dir": str((self.request.run or root).resolve())}
+            kwargs |= {"logger": False, "default_root_dir": str(_folder_of_scores(self.request, root).resolve())}
         elif not config.fast_dev_run:
             self.folder = make_run_folder(root, self.request.name)
             kwargs |= _folder_arguments(self.folder, config.logger)
@@ -229,13 +247,21 @@ def _folder_arguments(folder: Path, given: Any) -> dict[str, Any]:
     return {"logger": [TensorBoardLogger(folder.parents[1], name, start, default_hp_metric=False), *loggers]}
 
 
+def _folder_of_scores(request: Request, root: Path) -> Path:
+    """Return the run's own folder, or one inside it for scores of the run changed."""
+    if request.run is None or request.verb == "predict" or not request.changes_the_run:
+        return request.run or root
+    return request.run / "tests" / datetime.now().strftime(TIME)
+
+
 def _of_the_run(request: Request) -> list[str]:
     """Return the options by which a run folder and a folder of scans come in."""
     options = [f"--ckpt_path={request.checkpoint}"] if request.checkpoint else []
     if request.input is None:
         return options
     if not request.input.is_dir():
-        raise CommandError(f"--input takes a folder of scans; there is no folder {request.input}")
+        found = "is a file; put it into one" if request.input.is_file() else "does not exist"
+        raise CommandError(f"--input takes a folder of scans; {request.input} {found}")
     contract = stated_contract(request.checkpoint) if request.checkpoint else {}
     # Every argument is written out: those of the recipe's source that have the same names would stay otherwise.
     arguments = {name: each.default for name, each in inspect.signature(ScanFolder).parameters.items()}
@@ -265,6 +291,8 @@ def run(request: Request) -> None:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_quiet_advertisements)
     for noise in NOISE:
         warnings.filterwarnings("ignore", message=noise)
+    if request.run and (folder := made_in(request.run)):
+        sys.path.append(str(folder))
     _announce(request)
     try:
         AtlasCLI(request)

@@ -43,7 +43,8 @@ class Mention:
         """The value as it was written."""
         if isinstance(self.node, yaml.ScalarNode):
             return self.node.value
-        return yaml.serialize(self.node, width=10_000).strip() if self.node.flow_style else str(_plain(self.node))
+        inline = isinstance(self.node, yaml.CollectionNode) and self.node.flow_style
+        return yaml.serialize(self.node, width=10_000).strip() if inline else str(_plain(self.node))
 
 
 def dotted(keys: Keys) -> str:

@@ -70,14 +70,12 @@ class Case:
             ValueError: A file is damaged or has several channels, the label lies on another grid than the image, or it
                 has a value that no name has.
         """
-        check_whole(self.image)
-        image = tio.ScalarImage(self.image)
+        image = _read(tio.ScalarImage, self.image)
         if image.num_channels != 1:
             raise ValueError(f"{self.image} has {image.num_channels} channels; each scan is one channel so far")
         rows = torch.zeros(1, *image.spatial_shape, dtype=torch.uint8)
         if self.label is not None:
-            check_whole(self.label)
-            drawing = tio.LabelMap(self.label)
+            drawing = _read(tio.LabelMap, self.label)
             self._check_grid(image, drawing)
             rows = torch.from_numpy(self._rows(drawing.numpy()))
         subject = tio.Subject(
@@ -109,8 +107,8 @@ class Case:
         if same and np.allclose(image.affine, drawing.affine, atol=GRID_TOLERANCE_MM):
             return
         raise ValueError(
-            f"{self.subject}: image and label lie on different grids: shape {image.spatial_shape} and "
-            f"{drawing.spatial_shape}, origin {image.origin} and {drawing.origin} ({self.image}, {self.label})"
+            f"{self.subject}: image and label lie on different grids: {_grid(image)} and {_grid(drawing)} "
+            f"({self.image}, {self.label}); put the label on the image's: torchio.Resample(IMAGE)(LABEL)"
         )
 
     def _rows(self, values: np.ndarray) -> np.ndarray:
@@ -119,7 +117,11 @@ class Case:
         if self.ignore_value is not None:
             rows[self.ignore_value] = UNKNOWN
         if strange := [value.item() for value in found if value.item() not in rows]:
-            raise ValueError(f"{self.label} has the values {strange[:12]}, which no name has; add them to `values`")
+            more = f" and {len(strange) - 12} more" if len(strange) > 12 else ""
+            raise ValueError(
+                f"{self.label} has the values {strange[:12]}{more}, which no name has: name all of them in `values`, "
+                "and choose with data.init_args.classes which to learn: {liver: [liver]}"
+            )
         dtype = np.uint8 if FIRST_NAME + len(self.names) <= 256 else np.int16
         return np.array([rows[value.item()] for value in found], dtype=dtype)[place].reshape(values.shape)
 
@@ -132,6 +134,21 @@ class Case:
         rows = torch.zeros_like(label.data)
         rows.movedim(1 + axis, 0)[kept] = label.data.movedim(1 + axis, 0)[kept]
         return rows
+
+
+def _read(kind: type[tio.Image], path: Path) -> tio.Image:
+    check_whole(path)
+    image = kind(path)
+    try:
+        image.load()
+    except RuntimeError as error:  # what ITK raises, whatever is wrong
+        raise ValueError(f"{path} cannot be read as an image: {str(error).strip().splitlines()[-1]}") from error
+    return image
+
+
+def _grid(image: tio.Image) -> str:
+    spacing, origin = ([round(float(each), 3) for each in values] for values in (image.spacing, image.origin))
+    return f"shape {image.spatial_shape}, {''.join(image.orientation)}, spacing {spacing} mm, origin {origin}"
 
 
 def check_whole(path: Path) -> None:

@@ -117,6 +117,8 @@ class ScanTable(Source):
         Raises:
             ValueError: A column or a file is missing, or a split has no such name.
         """
+        if not self.path.is_file():
+            raise ValueError(f"there is no table {self.path} (seen from {Path.cwd()})")
         with self.path.open(encoding="utf-8-sig", newline="") as file:
             lines = list(csv.DictReader(file))
         missing = {"subject", "split", "image"} - set(lines[0] if lines else ())

@@ -121,10 +121,11 @@ class AtlasModule(lightning.LightningModule):
         found = differences(expected, self.contract) if expected and self.contract else []
         if broken := [each for each in found if each.key not in self.accept]:
             lines = "; ".join(str(each) for each in broken)
-            keys = ", ".join(f"{each.key}: WHY" for each in broken)
+            keys = ", ".join(f'{each.key}: "your reason"' for each in broken)
             raise ValueError(
                 f"the data are not what the weights {self.weights} expect: {lines}. "
-                f"Change data.init_args.preprocess, or say that it is meant: model.init_args.accept: {{{keys}}}"
+                "Change data.init_args.preprocess (or modality, in data.init_args.source), or say why it is meant: "
+                f"model.init_args.accept: {{{keys}}}"
             )
         self.meant = [f"{each} ({self.accept[each.key]})" for each in found]
 

@@ -161,7 +161,7 @@ def test_predict_says_where_it_would_write(command, folder):
         code, _, err = command(*words)
         assert code == 2
         assert "--output DIR" in err
-    assert "no folder nowhere" in command("predict", run, "--input", "nowhere", "--output", "out")[2]
+    assert "nowhere does not exist" in command("predict", run, "--input", "nowhere", "--output", "out")[2]
 
 
 def test_folders_without_a_run_or_a_checkpoint_are_named(command, folder):

@@ -68,7 +68,7 @@ ON_THE_COMMAND_LINE = {
     "no prefix is taken for a name": (["--trainer.max_ep=3"], "trainer.max_ep", "max_epochs"),
     "type": (["--model.rate=3a"], "model.init_args.rate", "float"),
     "class": (["--model.network=ToyWide"], NETWORK, "WideToy"),
-    "checkpoint": (["--ckpt_path", "none.ckpt"], "none.ckpt", "not found"),
+    "checkpoint": (["--ckpt_path", "none.ckpt"], "none.ckpt", "no such file"),
     "recipe": (["--config", "qickstart"], "qickstart", "quickstart"),
     "stray word": (["--trainer.max_epochs", "3", "stray"], "stray", "unrecognized"),
 }
