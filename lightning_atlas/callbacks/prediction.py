@@ -84,6 +84,8 @@ class PredictionWriter(Callback):
             finally:
                 partial.unlink(missing_ok=True)
             self._written += 1
+            if trainer.is_global_zero:
+                say(f"segmented {subject} ({self._written} of {-(-len(self._names) // trainer.world_size)})")
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write what the values mean, and print what was written.

@@ -46,8 +46,10 @@ NOISE = (
     ".*LeafSpec.*is deprecated",
     ".*callbacks used to create the checkpoint need to be provided",
     ".*in eval mode at the start of training",
+    ".*dirpath has changed",
 )
-"""Warnings of Lightning on its own code, on `last_weights`, which only a fit needs, and on layers held on purpose."""
+"""Warnings of Lightning on its own code, on `last_weights`, which only a fit needs, on layers held on purpose, and on a
+resumed run that writes to a folder of its own."""
 USAGE = {
     "fit": "RECIPE [RECIPE ...] [--KEY VALUE ...]",
     "validate": "RUN | RECIPE [RECIPE ...] [--ckpt_path FILE] [--KEY VALUE ...]",

@@ -222,8 +222,8 @@ class ScanDataModule(LightningDataModule):
                 made += new
                 opened.append(self._opened(case, prepared))
         if tell:
-            print(f"{made} scans prepared in {time.monotonic() - begin:.1f} s", end="")
-            print(f", {len(opened) - made} were there already ({store_root()})")
+            seconds, known = time.monotonic() - begin, len(opened) - made
+            print(f"scans: {made} prepared in {seconds:.1f} s, {known} prepared before, in {store_root()}")
         return opened
 
     def _opened(self, case: Case, prepared: Prepared) -> Opened:

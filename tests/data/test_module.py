@@ -187,10 +187,10 @@ def test_preparing_is_told_once_in_one_line(spine, capsys):
     spine().prepare_data()
     spine().prepare_data()
     first, second = capsys.readouterr().out.splitlines()
-    assert first.startswith("5 scans prepared in ")
+    assert first.startswith("scans: 5 prepared in ")
     assert first.isprintable()
-    assert "0 scans prepared" in second
-    assert "5 were there already" in second
+    assert "scans: 0 prepared" in second
+    assert "5 prepared before" in second
 
 
 def test_a_report_says_what_the_numbers_are_from(spine):
