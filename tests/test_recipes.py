@@ -34,7 +34,11 @@ def test_every_complete_recipe_runs_one_step(recipe, tmp_path):
 
 @pytest.mark.parametrize("method", METHODS, ids=name)
 def test_every_method_runs_on_a_target_and_a_start(method, tmp_path):
-    fit(TARGET, RECIPES / "start" / "starter.yaml", method, SMOKE, folder=tmp_path)
+    run = fit(TARGET, RECIPES / "start" / "starter.yaml", method, SMOKE, folder=tmp_path)
+    merged, overlay = (yaml.safe_load(path.read_text(encoding="utf-8")) for path in (run / "recipe.yaml", method))
+    made, asked = (each["model"]["init_args"]["adaptation"] for each in (merged, overlay))
+    assert [each["class_path"].rpartition(".")[2] for each in made] == [each["class_path"] for each in asked]
+    assert merged["model"]["init_args"]["weights"] == "starter_abdomen_ct"
 
 
 @pytest.mark.parametrize("overlay", [*STARTS, *METHODS, *sorted(RECIPES.glob("machine/*.yaml"))], ids=name)

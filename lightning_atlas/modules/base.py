@@ -197,8 +197,7 @@ class AtlasModule(lightning.LightningModule):
         """Return a table of the stages: how large each is, whether it moves, and its learning rates."""
         peak = self.trainer.optimizers[0].defaults["lr"]
         last = self.total_steps - 1
-        steps = sorted({0, last // 4, last // 2, last} | set(range(0, last, max(1, last // 50))))
-        rates = [self.rates(step) for step in steps]
+        rates = [self.rates(step) for step in (*range(0, last, max(1, last // 100)), last)]
         spans = {
             name: (rates[0][name] * peak, max(rate[name] for rate in rates) * peak, rates[-1][name] * peak)
             for name in rates[0]
