@@ -16,9 +16,16 @@ class SlidingWindow:
         patch: Sides of the window along i, j, k in voxels. A smaller image is padded with its least value.
         overlap: Share of a side by which neighbours overlap: at least 0, less than 1.
         batch_size: Windows that the network sees at once.
+        on_host: Gather the logits of the whole image in the host's memory, for images whose logits a GPU cannot hold.
     """
 
-    def __init__(self, patch: tuple[int, int, int] = (96, 96, 96), overlap: float = 0.5, batch_size: int = 1) -> None:
+    def __init__(
+        self,
+        patch: tuple[int, int, int] = (96, 96, 96),
+        overlap: float = 0.5,
+        batch_size: int = 1,
+        on_host: bool = False,
+    ) -> None:
         if min(patch) < 1:
             raise ValueError(f"window: each side of patch must be at least 1 voxel, found {list(patch)}")
         if not 0 <= overlap < 1:
@@ -28,9 +35,10 @@ class SlidingWindow:
         self.patch = patch
         self.overlap = overlap
         self.batch_size = batch_size
+        self.on_host = on_host
 
     def __call__(self, network: Callable[[Tensor], Tensor], image: Image) -> Logits:
-        """Return the logits of whole images, in float32 on the images' device.
+        """Return the logits of whole images, in float32, on the images' device or the host.
 
         Raises:
             ValueError: The network cannot take windows of these sides.
@@ -55,6 +63,7 @@ class SlidingWindow:
             overlap=self.overlap,
             mode="gaussian",
             cval=image.min().item(),
+            device=torch.device("cpu") if self.on_host else image.device,
         )
         if not isinstance(logits, Tensor):
             raise TypeError(f"window: expected one tensor of logits, {type(network).__name__} returned several")

@@ -73,3 +73,11 @@ def test_a_patch_that_the_network_cannot_take_is_told_with_one_it_can():
 def test_settings_out_of_range_are_named(wrong: dict):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         SlidingWindow(**wrong)
+
+
+@pytest.mark.gpu
+def test_logits_gathered_on_the_host_are_those_of_the_device():
+    network, image = nn.Conv3d(1, 3, 3, padding=1).cuda(), torch.randn(1, 1, 20, 12, 9).cuda()
+    on_host = SlidingWindow(patch=(8, 8, 8), on_host=True)(network, image)
+    assert on_host.device.type == "cpu"
+    torch.testing.assert_close(on_host, SlidingWindow(patch=(8, 8, 8))(network, image).cpu())

@@ -6,7 +6,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import Trainer
@@ -14,6 +14,7 @@ from lightning.pytorch import Trainer
 if sys.platform != "win32":
     import resource
 
+WINDOW = "model.init_args.task.init_args.window.init_args"
 UNITS = {"bytes": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 
@@ -70,7 +71,14 @@ def memory_advice(error: BaseException, trainer: Trainer) -> list[str]:
     device = trainer.strategy.root_device
     asked, free = (_known(size) for size in (asked_bytes(error), free_bytes(device)))
     lines = [f"out of memory on {device}: asked {asked}, free {free}"]
-    place = _window(trainer) if evaluating(error) else _patches(trainer)
+    window = _task_window(trainer) if evaluating(error) else None
+    if window is not None and device.type != "cpu" and not getattr(window, "on_host", True):
+        return [
+            *lines,
+            "the logits of a whole image are gathered on the device; this line of the recipe gathers them on the host:",
+            f"--{WINDOW}.on_host true",
+        ]
+    place = _window(window) if evaluating(error) else _patches(trainer)
     if place is None:
         return lines
     half = place.batch * math.prod(place.size) / 2
@@ -135,12 +143,14 @@ def _patches(trainer: Trainer) -> Place | None:
     return Place(keys[0], max(1, batch // trainer.world_size), keys[1], tuple(size), trainer.world_size)
 
 
-def _window(trainer: Trainer) -> Place | None:
-    window = getattr(getattr(trainer.lightning_module, "task", None), "window", None)
+def _task_window(trainer: Trainer) -> Any:
+    return getattr(getattr(trainer.lightning_module, "task", None), "window", None)
+
+
+def _window(window: Any) -> Place | None:
     if window is None:
         return None
-    prefix = "model.init_args.task.init_args.window.init_args"
-    return Place(f"{prefix}.batch_size", window.batch_size, f"{prefix}.patch", tuple(window.patch))
+    return Place(f"{WINDOW}.batch_size", window.batch_size, f"{WINDOW}.patch", tuple(window.patch))
 
 
 def _known(size: int | None) -> str:

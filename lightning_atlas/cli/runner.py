@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonargparse
+import torch
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
@@ -300,6 +301,13 @@ def run(request: Request) -> None:
         AtlasCLI(request)
     finally:
         forget_run_folder()
+        leave_processes()
+
+
+def leave_processes() -> None:
+    """End the group of processes: the interpreter may abort while threads of gloo are still at work."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _announce(request: Request) -> None:

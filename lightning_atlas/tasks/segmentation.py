@@ -67,7 +67,12 @@ class Segmentation(Task):
         """Score a prediction where its classes were drawn."""
         voxel_ml = batch["spacing_mm"].prod(1) / 1000
         self._metric(split).update(
-            prediction, batch["label"], batch["states"], batch["drawn"], batch["index"], voxel_ml
+            prediction.to(batch["label"].device),
+            batch["label"],
+            batch["states"],
+            batch["drawn"],
+            batch["index"],
+            voxel_ml,
         )
 
     def compute(self, split: Split) -> DiceResult:

@@ -67,6 +67,21 @@ def test_one_patch_becomes_smaller_by_the_networks_multiple(module, data, make_t
     assert "the least" in memory_advice(MemoryError(), trainer)[-1]
 
 
+def test_whole_volumes_move_to_the_host_before_windows_shrink(module, data, make_trainer, monkeypatch):
+    def validation_step(self, batch, batch_idx):
+        raise torch.OutOfMemoryError("Tried to allocate 3.00 GiB")
+
+    monkeypatch.setattr(type(module), "validation_step", validation_step)
+    module.task.window.on_host = False
+    trainer = make_trainer()
+    error = refused(lambda: trainer.fit(module, data))
+    monkeypatch.setattr(type(trainer.strategy), "root_device", torch.device("meta"))
+    prefix = "--model.init_args.task.init_args.window.init_args"
+    assert memory_advice(error, trainer)[-1] == f"{prefix}.on_host true"
+    module.task.window.on_host = True
+    assert memory_advice(error, trainer)[-1].startswith(f"{prefix}.patch")
+
+
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="reads /proc")  # noqa: PTH110
 def test_held_memory_grows_with_what_is_held():
     device = torch.device("cpu")

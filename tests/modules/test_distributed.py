@@ -23,7 +23,7 @@ def run(strategy, optimizer, folder):
     done = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=600, cwd=folder, check=False
     )
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == 0, done.stderr[-6000:]
     return torch.load(output, weights_only=True)
 
 
