@@ -1,7 +1,8 @@
 """What weights expect of an image, and in which ways some data break it."""
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -78,6 +79,30 @@ def differences(weights: Contract, data: Contract) -> list[Difference]:
     """
     pairs = ((key, getattr(weights, key), getattr(data, key)) for key in COMPARED)
     return [Difference(key, ours, theirs) for key, ours, theirs in pairs if not _agree(ours, theirs)]
+
+
+WITHOUT_SIDE = re.compile("heart_(ventricle|atrium)|atrial_appendage")
+"""A mirrored left ventricle of the heart is a left ventricle, on the other side."""
+
+
+def side_pairs(classes: Sequence[str]) -> list[tuple[int, int]]:
+    """Return the positions of classes that are each other's mirror image by name, as `hip_left` and `hip_right`."""
+    places = {name: place for place, name in enumerate(classes)}
+    images = ((place, places.get(mirror_image(name), place)) for name, place in places.items())
+    return [(place, image) for place, image in images if place < image]
+
+
+def lone_sides(classes: Sequence[str]) -> list[str]:
+    """Return the classes that have a side by name, and whose mirror image is no class."""
+    sided = (name for name in classes if re.search("(?<![a-z])(left|right)(?![a-z])", name))
+    return [name for name in sided if mirror_image(name) not in classes and not WITHOUT_SIDE.search(name)]
+
+
+def mirror_image(name: str) -> str:
+    """Return a name with `left` and `right` exchanged."""
+    if WITHOUT_SIDE.search(name):
+        return name
+    return re.sub("left|right", lambda side: "right" if side.group() == "left" else "left", name)
 
 
 def _agree(ours: Any, theirs: Any) -> bool:

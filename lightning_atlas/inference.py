@@ -1,6 +1,7 @@
 """Prediction of whole volumes, window by window."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import chain, combinations
 
 import torch
 from monai.inferers.utils import sliding_window_inference
@@ -17,6 +18,8 @@ class SlidingWindow:
         overlap: Share of a side by which neighbours overlap: at least 0, less than 1.
         batch_size: Windows that the network sees at once.
         on_host: Gather the logits of the whole image in the host's memory, for images whose logits a GPU cannot hold.
+        mirror: Average over the windows mirrored along every choice of the axes that training mirrored: for three axes
+            this takes eight times as long.
     """
 
     def __init__(
@@ -25,6 +28,7 @@ class SlidingWindow:
         overlap: float = 0.5,
         batch_size: int = 1,
         on_host: bool = False,
+        mirror: bool = False,
     ) -> None:
         if min(patch) < 1:
             raise ValueError(f"window: each side of patch must be at least 1 voxel, found {list(patch)}")
@@ -36,13 +40,41 @@ class SlidingWindow:
         self.overlap = overlap
         self.batch_size = batch_size
         self.on_host = on_host
+        self.mirror = mirror
+        self.reversals: list[tuple[int, ...]] = []
+        self.pairs: list[tuple[int, int]] = []
+
+    def set_mirroring(self, axes: Sequence[str], pairs: Sequence[tuple[int, int]] = ()) -> None:
+        """Take over along which axes training mirrored.
+
+        Args:
+            axes: Of `i`, `j`, `k`, as in the contract.
+            pairs: Outputs of classes that are each other's mirror image. They change places where the window was
+                mirrored along an odd number of axes; two mirrorings are half a turn.
+
+        Raises:
+            ValueError: `mirror` is asked for, and there is no axis.
+        """
+        if not self.mirror:
+            return
+        if not axes:
+            raise ValueError(
+                "window: mirror: true averages over the axes along which training mirrored, and it mirrored none; "
+                "write mirror: false, or mirror in `augment`"
+            )
+        numbers = sorted("ijk".index(axis) for axis in axes)
+        self.reversals = list(chain.from_iterable(combinations(numbers, n + 1) for n in range(len(numbers))))
+        self.pairs = list(pairs)
 
     def __call__(self, network: Callable[[Tensor], Tensor], image: Image) -> Logits:
         """Return the logits of whole images, in float32, on the images' device or the host.
 
         Raises:
-            ValueError: The network cannot take windows of these sides.
+            ValueError: The network cannot take windows of these sides, or `mirror` is asked for and nobody has said
+                along which axes training mirrored.
         """
+        if self.mirror and not self.reversals:
+            raise ValueError("window: mirror: true needs the axes along which training mirrored; call set_mirroring")
         multiple = getattr(network, "size_multiple", 1)
         if any(side % multiple for side in self.patch):
             fitting = [-(-side // multiple) * multiple for side in self.patch]
@@ -53,7 +85,7 @@ class SlidingWindow:
 
         def predict(window: Tensor) -> Tensor:
             # A copy, and logits in float32: MONAI weights the answer in place, which may be a view of the image.
-            return network(window.to(image.dtype, copy=True)).float()
+            return self._mirrored_mean(network, window.to(image.dtype, copy=True))
 
         logits = sliding_window_inference(
             image.float(),
@@ -68,3 +100,19 @@ class SlidingWindow:
         if not isinstance(logits, Tensor):
             raise TypeError(f"window: expected one tensor of logits, {type(network).__name__} returned several")
         return torch.as_tensor(logits)
+
+    def _mirrored_mean(self, network: Callable[[Tensor], Tensor], window: Tensor) -> Tensor:
+        total = network(window).float()
+        if not self.reversals:
+            return total
+        for axes in self.reversals:
+            dims = [2 + axis for axis in axes]
+            logits = network(window.flip(dims)).float().flip(dims)
+            total = total + (self._exchanged(logits) if len(axes) % 2 else logits)
+        return total / (1 + len(self.reversals))
+
+    def _exchanged(self, logits: Tensor) -> Tensor:
+        order = list(range(logits.shape[1]))
+        for one, other in self.pairs:
+            order[one], order[other] = other, one
+        return logits[:, order]

@@ -13,22 +13,6 @@ from lightning_atlas.types import Drawn, Label, Logits, States
 IGNORED = -100
 
 
-def with_background(
-    states: States, drawn: Drawn
-) -> tuple[Int8[Tensor, "batch rows classes+1"], Bool[Tensor, "batch rows classes+1"]]:
-    """Put the column of softmax's background before those of disjoint classes.
-
-    A voxel in a class is not background, a voxel in no class is, and of any other that is not known. The background is
-    drawn where every class is.
-
-    Coarse rows (in one of two classes, not known in which) cannot be told here from rows where nobody decided on the
-    two: tables that have them need this column made where names are taken to classes.
-    """
-    inside, outside = (states == 1).any(2, keepdim=True), (states == 0).all(2, keepdim=True)
-    background = outside.to(torch.int8) - (~inside & ~outside).to(torch.int8)
-    return torch.cat([background, states], 2), torch.cat([drawn.all(2, keepdim=True), drawn], 2)
-
-
 def set_cross_entropy(
     logits: Logits, label: Label, states: Int8[Tensor, "batch rows outputs"]
 ) -> Float[Tensor, " batch"]:

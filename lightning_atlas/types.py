@@ -6,9 +6,9 @@ lie along k. This is the memory order of TorchIO and MONAI; nnU-Net and SimpleIT
 A voxel's label is one small integer: a row of its case's table, which has a column for each class of the recipe.
 """
 
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
-from jaxtyping import Bool, Float, Int8, Integer
+from jaxtyping import Bool, Float, Int8, Integer, Shaped
 from torch import Tensor
 
 Image = Float[Tensor, "batch channels i j k"]
@@ -21,6 +21,8 @@ States = Int8[Tensor, "batch rows classes"]
 """1: the voxel is in the class, 0: it is not, -1: that is not known."""
 Drawn = Bool[Tensor, "batch rows classes"]
 """Somebody decided on this class here; what only follows from another class is known but not drawn."""
+Background = Int8[Tensor, "batch rows"]
+"""1: the voxel is in no class, 0: it is in some class, if perhaps not known in which, -1: that is not known."""
 
 
 class Batch(TypedDict):
@@ -30,8 +32,13 @@ class Batch(TypedDict):
     label: Label
     states: States
     drawn: Drawn
+    background: Background
     spacing_mm: Float[Tensor, "batch 3"]
     affine: Float[Tensor, "batch 4 4"]
     index: Integer[Tensor, " batch"]
     """The case's position in its split, by which ranks drop what a sampler had to repeat."""
     subject: list[str]
+    target: NotRequired[Shaped[Tensor, " batch"]]
+    """Class (by number) or value of each whole image, where the data have one."""
+    seed: Integer[Tensor, " batch"]
+    """Of each sample's random changes, where these are made on the device."""

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from lightning_atlas.contract import COMPARED, Contract, differences
+from lightning_atlas.contract import COMPARED, Contract, differences, lone_sides, side_pairs
 
 CT = Contract(
     classes=("liver", "spleen"),
@@ -52,3 +52,24 @@ def test_rounding_is_no_difference_and_a_hundredth_is():
 
 def test_other_classes_are_what_transfer_is_for():
     assert differences(CT, Contract.from_dict({**CT.to_dict(), "classes": ["kidney"]})) == []
+
+
+def test_sides_are_told_by_name():
+    classes = [
+        "hip_right",
+        "liver",
+        "left_kidney",
+        "hip_left",
+        "right_kidney",
+        "rib_left_1",
+        "rib_left_2",
+        "rib_right_2",
+    ]
+    assert side_pairs(classes) == [(0, 3), (2, 4), (6, 7)]
+    assert lone_sides(classes) == ["rib_left_1"]
+
+
+@pytest.mark.parametrize("classes", [[], ["liver"], ["bright_spot", "cleft"]])
+def test_words_that_only_contain_a_side_have_none(classes):
+    assert side_pairs(classes) == []
+    assert lone_sides(classes) == []

@@ -16,7 +16,7 @@ import lightning_atlas
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "lightning_atlas"
 
-LEAVES = {"networks", "losses", "metrics", "inference", "contract"}
+LEAVES = {"networks", "losses", "metrics", "inference", "contract", "pyramid"}
 EVERYTHING = LEAVES | {"types", "adaptation", "tasks", "modules", "data", "callbacks", "study", "cli"}
 MAY_IMPORT = {
     "types": set(),

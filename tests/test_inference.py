@@ -81,3 +81,72 @@ def test_logits_gathered_on_the_host_are_those_of_the_device():
     on_host = SlidingWindow(patch=(8, 8, 8), on_host=True)(network, image)
     assert on_host.device.type == "cpu"
     torch.testing.assert_close(on_host, SlidingWindow(patch=(8, 8, 8))(network, image).cpu())
+
+
+class Sided(nn.Module):
+    """Knows a left and a right by the order of i, j, k, as a network that was trained with sides does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[torch.Tensor] = []
+
+    def forward(self, window: torch.Tensor) -> torch.Tensor:
+        self.seen.append(window.clone())
+        ramp = torch.arange(window.shape[2]).float().reshape(1, 1, -1, 1, 1)
+        return torch.cat([window, window * ramp, window * window], 1)
+
+
+def mirrored_window(axes, pairs=(), patch=(6, 5, 4)):
+    window = SlidingWindow(patch=patch, mirror=True)
+    window.set_mirroring(axes, pairs)
+    return window
+
+
+@pytest.mark.parametrize(("axes", "count"), [(("j",), 2), (("k", "i"), 4), (("i", "j", "k"), 8)])
+def test_mirrored_logits_are_the_mean_over_every_choice_of_the_axes(axes, count):
+    image, network = torch.rand(1, 1, 6, 5, 4), Sided()
+    logits = mirrored_window(axes)(network, image)
+    assert len(network.seen) == count
+    dims = [2 + "ijk".index(axis) for axis in sorted(axes)]
+    chosen = [[dim for n, dim in enumerate(dims) if number >> n & 1] for number in range(count)]
+    expected = torch.stack([Sided()(image.flip(each)).flip(each) for each in chosen]).mean(0)
+    torch.testing.assert_close(logits, expected)
+    for each in chosen:
+        assert any(torch.equal(image.flip(each), seen) for seen in network.seen)
+
+
+@pytest.mark.parametrize("axes", [("i",), ("k",)])
+def test_sides_change_places_in_mirrored_logits(axes):
+    image = torch.rand(1, 1, 6, 5, 4)
+    logits = mirrored_window(axes, [(1, 2)])(Sided(), image)
+    dims = [2 + "ijk".index(axis) for axis in axes]
+    expected = (Sided()(image) + Sided()(image.flip(dims)).flip(dims)[:, [0, 2, 1]]) / 2
+    torch.testing.assert_close(logits, expected)
+
+
+def test_half_a_turn_leaves_the_sides():
+    image = torch.rand(1, 1, 6, 5, 4)
+    logits = mirrored_window(("i", "j"), [(1, 2)])(Sided(), image)
+    seen = {dims: Sided()(image.flip(dims)).flip(dims) for dims in [(), (2,), (3,), (2, 3)]}
+    kept, swapped = seen[()] + seen[2, 3], seen[2,] + seen[3,]
+    torch.testing.assert_close(logits, (kept + swapped[:, [0, 2, 1]]) / 4)
+
+
+def test_mirroring_a_symmetric_network_changes_nothing():
+    image = torch.randn(1, 2, 17, 9, 6)
+    logits = mirrored_window(("i", "j", "k"))(nn.Identity(), image)
+    torch.testing.assert_close(logits, image, rtol=0, atol=1e-5)
+
+
+def test_mirroring_needs_axes_that_training_mirrored():
+    with pytest.raises(ValueError, match=r"it mirrored none; write mirror: false"):
+        SlidingWindow(mirror=True).set_mirroring(())
+    with pytest.raises(ValueError, match="call set_mirroring"):
+        SlidingWindow(patch=(4, 4, 4), mirror=True)(nn.Identity(), torch.zeros(1, 1, 4, 4, 4))
+
+
+def test_without_mirror_nothing_is_mirrored():
+    window, network = SlidingWindow(patch=(6, 5, 4)), Sided()
+    window.set_mirroring(("i", "j", "k"), [(1, 2)])
+    window(network, torch.rand(1, 1, 6, 5, 4))
+    assert len(network.seen) == 1

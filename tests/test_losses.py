@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from monai.losses.dice import DiceLoss
 
-from lightning_atlas.losses import drawn_dice_loss, set_cross_entropy, with_background
+from lightning_atlas.losses import drawn_dice_loss, set_cross_entropy
 
 CLASSES = 4
 UNKNOWN, NONE, IN_0, IN_1, IN_2, IN_3, ONLY_0_DRAWN, REST_OF_0, REST_OF_0_AND_1, COARSE, PART = range(11)
@@ -43,9 +43,11 @@ def tables(cases: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def background_tables(cases: int) -> tuple[torch.Tensor, torch.Tensor]:
     """With the background's column as a mapping makes it: a coarse voxel is in a class, though not known in which."""
-    states, drawn = with_background(*tables(cases))
-    states[:, COARSE, 0] = 0
-    return states, drawn
+    states, drawn = tables(cases)
+    inside, outside = (states == 1).any(2, keepdim=True), (states == 0).all(2, keepdim=True)
+    background = outside.to(torch.int8) - (~inside & ~outside).to(torch.int8)
+    background[:, COARSE] = 0
+    return torch.cat([background, states], 2), torch.cat([drawn.all(2, keepdim=True), drawn], 2)
 
 
 def random_labels(*shape: int, rows: list[int] | None = None) -> torch.Tensor:
@@ -215,14 +217,6 @@ def test_order_and_padding_of_the_tables_do_not_matter():
     cross_entropy, dice = losses_of(logits, label)
     torch.testing.assert_close(set_cross_entropy(logits, moved, states), cross_entropy)
     torch.testing.assert_close(drawn_dice_loss(logits.softmax(1), moved, states[..., 1:], drawn[..., 1:]), dice)
-
-
-def test_background_is_known_where_every_class_is_and_drawn_where_every_class_is():
-    states, drawn = with_background(*tables(1))
-    assert states[0, :, 0].tolist() == [-1, 1, 0, 0, 0, 0, 0, -1, -1, -1, 0]
-    assert drawn[0, :, 0].tolist() == [False, *[True] * 5, *[False] * 5]
-    assert torch.equal(states[..., 1:], tables(1)[0])
-    assert torch.equal(drawn[..., 1:], tables(1)[1])
 
 
 def test_reduced_precision_ends_at_the_logits():

@@ -197,10 +197,12 @@ def noise_batch(shape: tuple[int, ...], module: Scored, device: torch.device) ->
         label=torch.randint(1, classes + 2, (cases, *grid), dtype=torch.uint8, device=device),
         states=states.expand(cases, -1, -1),
         drawn=(states >= 0).expand(cases, -1, -1),
+        background=torch.tensor([-1, 1] + [0] * classes, dtype=torch.int8, device=device).expand(cases, -1),
         spacing_mm=torch.ones(cases, 3, device=device),
         affine=torch.eye(4, device=device).expand(cases, -1, -1),
         index=torch.arange(cases, device=device),
         subject=["noise"] * cases,
+        seed=torch.zeros(cases, dtype=torch.int64, device=device),
     )
 
 

@@ -10,9 +10,10 @@ from lightning_atlas.cli.recipes import INTERRUPTED, CommandError, run_recipes_v
 from lightning_atlas.cli.request import RUN_VERBS, read_request
 from lightning_atlas.cli.run_folder import describe_run, is_run
 
-VERBS = (*RUN_VERBS, "inspect", "recipes")
+VERBS = (*RUN_VERBS, "prepare", "inspect", "recipes")
 HELP = """usage: lightning-atlas VERB ... [--debug]
 
+  prepare PATH [--recipe FILE] [--check]       look scans through, and write a recipe for them
   fit RECIPE [RECIPE ...] [--KEY VALUE ...]    train, and end in a folder runs/RECIPE/TIME
   test RUN | validate RUN                      score the last checkpoint of such a folder again
   predict RUN --input DIR --output DIR [--overwrite]
@@ -70,6 +71,10 @@ def _dispatch(words: Sequence[str]) -> int:
                 f"write `inspect RUN`: a folder with recipe.yaml, in which a fit ended; got {' '.join(rest)!r}"
             )
         print(describe_run(Path(rest[0])))
+    elif verb == "prepare":
+        from lightning_atlas.cli.preparing import run_prepare  # loads torch and all parts
+
+        run_prepare(rest)
     elif verb in RUN_VERBS:
         request = read_request(verb, rest)
         from lightning_atlas.cli.runner import run  # loads torch, Lightning and all parts

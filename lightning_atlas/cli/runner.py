@@ -24,7 +24,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lightning_atlas.callbacks import Expectation, PredictionWriter, RunReport, WholeRunProgress
-from lightning_atlas.cli.endings import plain_words, unused_gpu
+from lightning_atlas.cli.endings import is_refusal, plain_words, unused_gpu
 from lightning_atlas.cli.mistakes import LOGGER, discarded_arguments, explain, name_discarded, read_all
 from lightning_atlas.cli.recipes import CommandError
 from lightning_atlas.cli.request import RUN_VERBS, Request
@@ -289,8 +289,7 @@ def run(request: Request) -> None:
     Raises:
         CommandError: The command cannot run, or its run ended early in a way that has plain words.
     """
-    for part in PARTS:
-        import_module(f"lightning_atlas.{part}")
+    _import_parts()
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_quiet_advertisements)
     for noise in NOISE:
         warnings.filterwarnings("ignore", message=noise)
@@ -304,10 +303,43 @@ def run(request: Request) -> None:
         leave_processes()
 
 
+class _Preparation(AtlasCLI):
+    """Prepares the scans of a recipe, and neither trains nor makes a run folder."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        """Build none."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            self.datamodule.prepare_data()
+        except Exception as error:
+            if not is_refusal(error):
+                raise
+            raise CommandError(str(error)) from error
+
+
+def prepare_recipe(request: Request) -> None:
+    """Prepare the scans of a recipe, as its first fit would.
+
+    Args:
+        request: A `fit`; nothing is trained.
+
+    Raises:
+        CommandError: The recipe or its scans are refused.
+    """
+    _import_parts()
+    _Preparation(request)
+
+
 def leave_processes() -> None:
     """End the group of processes: the interpreter may abort while threads of gloo are still at work."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def _import_parts() -> None:
+    for part in PARTS:
+        import_module(f"lightning_atlas.{part}")
 
 
 def _announce(request: Request) -> None:

@@ -1,10 +1,37 @@
 """Data: sources that list scans, a store that prepares them once, and the module that makes batches of them."""
 
-from lightning_atlas.data.cases import Case, Source
-from lightning_atlas.data.cohort import SimulatedCohort
+from lightning_atlas.data.augmentation.augment import BatchAugmentation
+from lightning_atlas.data.cases import Case, DrawnOn, Mark, Source
 from lightning_atlas.data.embedded import EmbeddedScan
-from lightning_atlas.data.folder import ScanFolder, ScanTable
+from lightning_atlas.data.labels.classes import Classes
 from lightning_atlas.data.module import ScanDataModule
-from lightning_atlas.data.sampling import Patches
+from lightning_atlas.data.patches import Patches
+from lightning_atlas.data.sources.cohort import SimulatedCohort
+from lightning_atlas.data.sources.folder import ScanFolder, ScanLayout, ScanTable
+from lightning_atlas.data.sources.layouts import read_layout
+from lightning_atlas.data.sources.manifest import Manifest
+from lightning_atlas.data.sources.mixture import Mixture
+from lightning_atlas.data.sources.splits import PlaneSplit, Splits
+from lightning_atlas.data.sources.write_manifest import write_manifest
 
-__all__ = ["Case", "EmbeddedScan", "Patches", "ScanDataModule", "ScanFolder", "ScanTable", "SimulatedCohort", "Source"]
+__all__ = [
+    "BatchAugmentation",
+    "Case",
+    "Classes",
+    "DrawnOn",
+    "EmbeddedScan",
+    "Manifest",
+    "Mark",
+    "Mixture",
+    "Patches",
+    "PlaneSplit",
+    "ScanDataModule",
+    "ScanFolder",
+    "ScanLayout",
+    "ScanTable",
+    "SimulatedCohort",
+    "Source",
+    "Splits",
+    "read_layout",
+    "write_manifest",
+]

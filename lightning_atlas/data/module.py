@@ -13,25 +13,22 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 from torchio.transforms import Transform
 
-from lightning_atlas.contract import Contract
+from lightning_atlas.contract import Contract, side_pairs
+from lightning_atlas.data.augmentation.augment import BatchAugmentation
 from lightning_atlas.data.cases import Case, Source, Split
-from lightning_atlas.data.classes import Parts, map_table, match_classes
+from lightning_atlas.data.labels.classes import Classes, ClassMap, Table, match_classes
+from lightning_atlas.data.labels.vocabulary import load_vocabulary, meaning
+from lightning_atlas.data.patches import Opened, PatchDataset, Patches, Sample, WholeDataset
 from lightning_atlas.data.pipeline import derive_contract
-from lightning_atlas.data.prepare import Prepared, prepare, store_root
-from lightning_atlas.data.restore import to_file_grid
-from lightning_atlas.data.sampling import (
-    AtlasSampler,
-    Opened,
-    PatchDataset,
-    Patches,
-    PatchLoader,
-    Sample,
-    ShareSampler,
-    WholeDataset,
-    collate,
-)
+from lightning_atlas.data.sampling import AtlasSampler, PatchLoader, ShareSampler, collate
+from lightning_atlas.data.sources.splits import PlaneSplit, Splits
+from lightning_atlas.data.store.prepare import Prepared, prepare_all, store_root
+from lightning_atlas.data.store.reading import read_case
+from lightning_atlas.data.store.restore import to_file_grid
 from lightning_atlas.types import Batch
 
+NOTES = 8
+"""Lines on unusual files that are printed."""
 SPLITS: dict[str, tuple[Split, ...]] = {
     "fit": ("train", "val"),
     "validate": ("val",),
@@ -44,38 +41,46 @@ class ScanDataModule(LightningDataModule):
     """Scans as batches: prepared once, cut into patches for training, whole for everything else.
 
     Args:
-        source: Lists the scans: `EmbeddedScan`, `SimulatedCohort`, `ScanFolder`, `ScanTable`.
+        source: Lists the scans: `ScanLayout` (a dataset's folder), `Manifest`, `ScanFolder`, `ScanTable`, `Mixture`,
+            `EmbeddedScan`, `SimulatedCohort`.
         classes: What the network tells apart: class -> names (or patterns such as `rib_*`) in the dataset, merged.
-            `null` makes each name a class.
+            `null` makes each name a class. `Classes` says more: whether they may overlap, which to assume equal.
         preprocess: TorchIO transforms that bring every scan to the network's geometry and intensities; done once.
-        augment: TorchIO transforms of training patches.
+        augment: TorchIO transforms of training patches, or a `BatchAugmentation` on the device.
         patches: What training sees at a time.
         batch_size: Patches in a step, over all devices together.
         num_workers: Processes that cut patches; the patches do not depend on it.
         seed: Another seed gives other patches.
+        splits: Divides subjects by patient, where the source does not say how; `PlaneSplit` divides one scan.
+        fold: Which of the folds of `splits` is validated on; the others are trained on.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each is a line of a recipe
         self,
         source: Source,
-        classes: dict[str, list[str]] | None,
-        preprocess: list[Transform],
-        augment: list[Transform] | None = None,
+        classes: dict[str, list[str]] | Classes | None = None,
+        preprocess: list[Transform] | None = None,
+        augment: list[Transform] | BatchAugmentation | None = None,
         patches: Patches | None = None,
         batch_size: int = 2,
         num_workers: int = 0,
         seed: int = 0,
+        splits: Splits | PlaneSplit | None = None,
+        fold: int | None = None,
     ) -> None:
         super().__init__()
         self.source = source
         self.classes = classes
-        self.preprocess = preprocess
+        self.preprocess = preprocess or []
         self.augment = augment or []
         self.patches = patches or Patches()
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.seed = seed
+        self.splits = splits
+        self.fold = fold
         self.opened: dict[Split, list[Opened]] = {}
+        self._tables: dict[tuple[str, str | None], Table] = {}
 
     @cached_property
     def cases(self) -> list[Case]:
@@ -87,6 +92,8 @@ class ScanDataModule(LightningDataModule):
         cases = self.source.cases()
         if not cases:
             raise ValueError(f"{self.source.description}: there are no scans")
+        if self.splits is not None or self.fold is not None:
+            cases = (self.splits or Splits()).assign(cases, self.fold)
         seen: dict[str, Split] = {}
         for case in cases:
             name = case.subject.casefold()
@@ -98,17 +105,29 @@ class ScanDataModule(LightningDataModule):
         return cases
 
     @cached_property
-    def parts(self) -> Parts:
-        """Class -> the dataset's own names; scans without labels leave the classes as the recipe has them."""
-        names = list(dict.fromkeys(name for case in self.cases for name in case.names))
-        if not names:
-            return dict.fromkeys(self.classes or {}, ())
-        return match_classes(names, self.classes)
+    def class_map(self) -> ClassMap:
+        """The recipe's classes; scans without labels leave them as the recipe has them."""
+        datasets = {(case.names, case.vocabulary): None for case in self.cases if case.names}
+        if not datasets:
+            names = self.classes.names if isinstance(self.classes, Classes) else self.classes
+            return ClassMap({name: frozenset() for name in names or ()})
+        classes = match_classes(datasets, self.classes)
+        untold = [classes.undecided(names, vocabulary) for names, vocabulary in datasets]
+        for name in classes.names:
+            if all(name in each for each in untold):
+                raise ValueError(f"classes: no scan tells where {name} is: {untold[0][name]}")
+        return classes
 
     @cached_property
     def contract(self) -> Contract:
         """What a network trained on these batches expects of an image."""
-        return derive_contract(tuple(self.parts), self.source.modality, self.preprocess, self.augment)
+        return derive_contract(self.class_map.names, self.modality, self.preprocess, self.augment)
+
+    @property
+    def modality(self) -> str | None:
+        """What the source says of all scans, or what all of them say."""
+        said = {case.modality for case in self.cases}
+        return self.source.modality or (said.pop() if len(said) == 1 else None)
 
     @property
     def batches_per_epoch(self) -> int:
@@ -122,9 +141,14 @@ class ScanDataModule(LightningDataModule):
         grid = f"{contract.orientation or 'as stored'}, {spacing} mm"
         patch = "x".join(map(str, self.patches.size))
         return (
-            f"{self.source.description}; {len(contract.classes)} classes; {grid}; "
+            f"{self._described_source()}; {len(contract.classes)} classes; {grid}; "
             f"patches {patch}, {self.batch_size} a step, {self.patches.per_epoch} an epoch"
         )
+
+    def _described_source(self) -> str:
+        divided = self.splits.description if self.splits else ""
+        fold = "" if self.fold is None else f"fold {self.fold}"
+        return ", ".join(part for part in (self.source.description, divided, fold) if part)
 
     def prepare_data(self) -> None:
         """Prepare the scans that the run needs; those that a former run prepared are found again."""
@@ -138,11 +162,21 @@ class ScanDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Return patches; after a resume they go on where they stopped."""
-        dataset = PatchDataset(self._split("train"), self.patches, self.augment, self.seed)
+        cases = self._split("train")
+        if isinstance(self.augment, BatchAugmentation):
+            dataset = PatchDataset(cases, self.patches, seed=self.seed, cut=self.augment.margin_of)
+        else:
+            dataset = PatchDataset(cases, self.patches, self.augment, self.seed)
         rank, ranks = self._rank()
         epoch, start = self._position()
         sampler = AtlasSampler(dataset, self.batch_size, rank, ranks, epoch, start)
         return self._loader(dataset, sampler, sampler.share, PatchLoader)
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Augment training batches on the device, where the recipe says so."""
+        if isinstance(self.augment, BatchAugmentation) and self.trainer is not None and self.trainer.training:
+            return self.augment(batch, self.patches.size, side_pairs(self.contract.classes))
+        return batch
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         """Return whole validation scans, or nothing where the source has none."""
@@ -180,7 +214,7 @@ class ScanDataModule(LightningDataModule):
         """
         case = self._find(subject)
         values = to_file_grid(prediction, case.prepared)
-        dtype = torch.uint8 if len(self.parts) < 256 else torch.int16
+        dtype = torch.uint8 if len(self.class_map.names) < 256 else torch.int16
         return tio.LabelMap(tensor=values.to(dtype)[None], affine=np.array(case.prepared.file_affine))
 
     def ceiling(self, split: Split, most: int = 8) -> dict[str, float]:
@@ -188,14 +222,14 @@ class ScanDataModule(LightningDataModule):
 
         The mean is over those of the first `most` cases that have the class drawn and present; NaN where there is none.
         """
-        scores: dict[str, list[float]] = {name: [] for name in self.parts}
+        scores: dict[str, list[float]] = {name: [] for name in self.class_map.names}
         cases = {case.subject: case for case in self.cases}
         for opened in self._split(split)[:most]:
-            reference = torch.from_numpy(cases[opened.subject].load().get_image("label").numpy()[0].astype(np.int64))
+            reference = torch.from_numpy(read_case(cases[opened.subject])[1].rows.astype(np.int64))
             back = to_file_grid(torch.from_numpy(opened.prepared.label().astype(np.int64)), opened.prepared)
-            for number, name in enumerate(self.parts):
-                inside = torch.from_numpy(opened.states[:, number] == 1)
-                drawn = torch.from_numpy(opened.drawn[:, number])[reference]
+            for number, name in enumerate(self.class_map.names):
+                inside = torch.from_numpy(opened.table.states[:, number] == 1)
+                drawn = torch.from_numpy(opened.table.drawn[:, number])[reference]
                 ours, theirs = inside[reference] & drawn, inside[back] & drawn
                 if ours.any():
                     scores[name].append(2 * float((ours & theirs).sum()) / float(ours.sum() + theirs.sum()))
@@ -215,20 +249,35 @@ class ScanDataModule(LightningDataModule):
 
     def _open(self, splits: Sequence[Split], tell: bool = False) -> list[Opened]:
         begin = time.monotonic()
-        opened, made = [], 0
-        for case in self.cases:
-            if case.split in splits:
-                prepared, new = prepare(case, self.preprocess)
-                made += new
-                opened.append(self._opened(case, prepared))
+        cases = [case for case in self.cases if case.split in splits]
+        found = prepare_all(cases, self.preprocess)
+        opened = [self._opened(case, prepared) for case, (prepared, _) in zip(cases, found, strict=True)]
+        made = sum(new for _, new in found)
         if tell:
             seconds, known = time.monotonic() - begin, len(opened) - made
             print(f"scans: {made} prepared in {seconds:.1f} s, {known} prepared before, in {store_root()}")
+            notes = [note for prepared, _ in found for note in prepared.notes]
+            for note in [*notes[:NOTES], *([f"{len(notes) - NOTES} more notes"] if len(notes) > NOTES else [])]:
+                print(f"note: {note}")
+            for note in self._taken_for_whole():
+                print(f"note: {note}")
         return opened
 
+    def _taken_for_whole(self) -> list[str]:
+        """Return a line for each name that the recipe takes for more than its dataset means by it."""
+        told = []
+        for names, vocabulary in {(case.names, case.vocabulary): None for case in self.cases}:
+            loaded = None if vocabulary is None else load_vocabulary(vocabulary)
+            for name in names:
+                part, taken = meaning(name, loaded).part_of, self.class_map.meaning(name, vocabulary).part_of
+                if part and not taken:
+                    told.append(
+                        f"classes: {name} of {vocabulary}, a part of {part}, is taken for all of it (assume_equal)"
+                    )
+        return told
+
     def _opened(self, case: Case, prepared: Prepared) -> Opened:
-        states, drawn = case.table()
-        return Opened(case.subject, prepared, *map_table(states, drawn, case.names, self.parts))
+        return Opened(case.subject, prepared, self.class_map, case.vocabulary, case.dataset, case.target, self._tables)
 
     def _split(self, split: Split) -> list[Opened]:
         if split not in self.opened:

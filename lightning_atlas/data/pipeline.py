@@ -1,6 +1,7 @@
 """What a recipe's list of TorchIO transforms means: the contract it makes, and what it must not do."""
 
 from collections.abc import Iterator, Sequence
+from itertools import combinations
 from typing import Any, cast
 
 from torchio.transforms import (
@@ -18,12 +19,13 @@ from torchio.transforms import (
     ToOrientation,
     ToReferenceSpace,
     Transform,
+    Transpose,
     ZNormalization,
 )
 from torchio.transforms.augmentation import RandomTransform
 
-from lightning_atlas.contract import Contract
-from lightning_atlas.data.classes import mirrored_pair
+from lightning_atlas.contract import Contract, lone_sides, mirror_image, side_pairs
+from lightning_atlas.data.augmentation.augment import BatchAugmentation
 
 UNTOLD = (Flip, Affine, ElasticDeformation, AffineElasticDeformation)
 """They move voxels and leave the affine as it was, so no prediction could find its way back to the file."""
@@ -31,7 +33,10 @@ SIDES = {"L": "LR", "R": "LR", "P": "PA", "A": "PA", "I": "IS", "S": "IS"}
 
 
 def derive_contract(
-    classes: Sequence[str], modality: str | None, preprocess: Sequence[Transform], augment: Sequence[Transform]
+    classes: Sequence[str],
+    modality: str | None,
+    preprocess: Sequence[Transform],
+    augment: Sequence[Transform] | BatchAugmentation,
 ) -> Contract:
     """Return what a network trained through these transforms expects of an image.
 
@@ -40,8 +45,12 @@ def derive_contract(
     """
     check_preprocess(preprocess)
     orientation, spacing_mm = _geometry(preprocess)
-    axes = mirrored_axes(augment, orientation or "RAS")
-    check_mirroring(axes, orientation or "RAS", classes)
+    if isinstance(augment, BatchAugmentation):
+        axes, swaps = augment.mirrored_axes, augment.swap_sides
+        check_mirroring("BatchAugmentation" if axes else None, classes, swaps)
+    else:
+        axes = mirrored_axes(augment, orientation or "RAS")
+        check_mirroring(mirroring(augment, orientation or "RAS"), classes)
     return Contract(
         classes=tuple(classes),
         modality=modality,
@@ -81,30 +90,72 @@ def flat(transforms: Sequence[Transform]) -> Iterator[Transform]:
 
 
 def mirrored_axes(augment: Sequence[Transform], orientation: str) -> tuple[str, ...]:
-    """Return the axes along which training mirrors."""
-    found = {
-        _axis(axis, orientation)
-        for transform in flat(augment)
-        if isinstance(transform, RandomFlip | Flip)
-        for axis in cast("tuple[int | str, ...]", transform.axes)
-    }
-    return tuple(axis for axis in "ijk" if axis in found)
+    """Return the axes along which training mirrors now and then, each without the others."""
+    reversals = _reversals(augment, orientation)
+    return tuple(axis for axis in "ijk" if frozenset(axis) in reversals)
 
 
-def check_mirroring(axes: Sequence[str], orientation: str, classes: Sequence[str]) -> None:
-    """Refuse to mirror left to right where classes have sides.
+def mirroring(augment: Sequence[Transform], orientation: str) -> str | None:
+    """Return the name of what makes the composed map a mirroring, if anything can.
+
+    That is an odd number of reversed axes: two are half a turn, and any turn of an odd number is a mirroring still.
+    """
+    if not any(len(axes) % 2 for axes in _reversals(augment, orientation)):
+        return None
+    makers = (type(each).__name__ for each in flat(augment) if _reversals([each], orientation) != {frozenset()})
+    return ", ".join(dict.fromkeys(makers))
+
+
+def check_mirroring(maker: str | None, classes: Sequence[str], swaps: bool = False) -> None:
+    """Refuse to mirror where classes have sides, unless they change places.
+
+    Args:
+        maker: What mirrors; `None` where nothing does.
+        classes: Names.
+        swaps: Classes that are each other's mirror image change places.
 
     Raises:
-        ValueError: Names two such classes and what to type.
+        ValueError: Names the classes and what to type.
     """
-    side = _axis("L", orientation)
-    pair = mirrored_pair(classes)
-    if side in axes and pair:
-        others = [n for n, axis in enumerate("ijk") if axis != side]
+    if maker and (pairs := side_pairs(classes)) and not swaps:
+        one, other = (classes[place] for place in pairs[0])
         raise ValueError(
-            f"augment: RandomFlip mirrors along {side} (left to right), but {pair[0]} and {pair[1]} are two classes, "
-            f"and a mirrored one would keep its name; use axes: {others}, or merge the two in `classes`"
+            f"augment: {maker} mirrors, but {one} and {other} are two classes, and a mirrored one would keep its name; "
+            "use BatchAugmentation with swap_sides: true, or mirror no axis, or merge the two in `classes`"
         )
+    if maker and (lone := lone_sides(classes)):
+        raise ValueError(
+            f"augment: {maker} mirrors, but a mirrored {lone[0]} would be a {mirror_image(lone[0])}, and that is no "
+            "class; mirror no axis, or add it to `classes`"
+        )
+
+
+def _reversals(augment: Sequence[Transform], orientation: str) -> set[frozenset[str]]:
+    """Return every set of axes that the transforms, one after the other, can leave reversed."""
+    found = {frozenset[str]()}
+    for transform in augment:
+        own = _own_reversals(transform, orientation)
+        if transform.probability < 1:
+            own = own | {frozenset()}
+        found = {before ^ after for before in found for after in own}
+    return found
+
+
+def _own_reversals(transform: Transform, orientation: str) -> set[frozenset[str]]:
+    inner = getattr(transform, "transforms", None)
+    if isinstance(inner, Sequence):
+        return _reversals(inner, orientation)
+    if isinstance(transform, OneOf):
+        return {each for one in transform.transforms_dict for each in _reversals([one], orientation)}
+    if isinstance(transform, RandomFlip | Flip):
+        axes = sorted({_axis(axis, orientation) for axis in cast("tuple[int | str, ...]", transform.axes)})
+        certain = isinstance(transform, Flip) or transform.flip_probability == 1
+        counts = [len(axes)] if certain else range(len(axes) + 1)
+        return {frozenset(chosen) for count in counts for chosen in combinations(axes, count)}
+    if isinstance(transform, Affine):
+        return {frozenset(axis for axis, factor in zip("ijk", transform.scales, strict=True) if factor < 0)}
+    # exchanging i and k reverses an axis and makes a quarter turn
+    return {frozenset("i")} if isinstance(transform, Transpose) else {frozenset()}
 
 
 def _axis(axis: int | str, orientation: str) -> str:

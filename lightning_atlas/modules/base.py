@@ -92,7 +92,7 @@ class AtlasModule(lightning.LightningModule):
         if self._configured or self.contract is None:
             return
         self._configured = True
-        self.task.setup(self.contract.classes)
+        self.task.setup(self.contract.classes, self.contract.mirrored_axes)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(torch.initial_seed())  # the run's seed alone, so that ranks draw the same head
             resize_output(self.network, self.task.outputs(self.contract.classes))

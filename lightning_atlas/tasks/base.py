@@ -17,8 +17,13 @@ class Task(nn.Module):
         """Return the number of outputs that the network needs for these classes."""
         raise NotImplementedError
 
-    def setup(self, classes: Sequence[str]) -> None:
-        """Make the metrics; called before the first batch, and again where a run is set up again."""
+    def setup(self, classes: Sequence[str], mirrored_axes: Sequence[str] = ()) -> None:
+        """Make the metrics; called before the first batch, and again where a run is set up again.
+
+        Args:
+            classes: Of the data, in order.
+            mirrored_axes: Axes (of `i`, `j`, `k`) along which training mirrored.
+        """
         raise NotImplementedError
 
     def loss(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:

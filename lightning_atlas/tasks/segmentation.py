@@ -7,8 +7,9 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
+from lightning_atlas.contract import side_pairs
 from lightning_atlas.inference import SlidingWindow
-from lightning_atlas.losses import drawn_dice_loss, set_cross_entropy, with_background
+from lightning_atlas.losses import drawn_dice_loss, set_cross_entropy
 from lightning_atlas.metrics import CaseDice, DiceResult
 from lightning_atlas.tasks.base import Split, Task
 from lightning_atlas.types import Batch, Image, Logits
@@ -34,8 +35,9 @@ class Segmentation(Task):
         """Return one for each class and one for the background."""
         return len(classes) + 1
 
-    def setup(self, classes: Sequence[str]) -> None:
-        """Make a `CaseDice` for validation and one for the test."""
+    def setup(self, classes: Sequence[str], mirrored_axes: Sequence[str] = ()) -> None:
+        """Make a `CaseDice` for validation and one for the test; the window learns which axes training mirrored."""
+        self.window.set_mirroring(mirrored_axes, [(1 + one, 1 + other) for one, other in side_pairs(classes)])
         self.scores.update({split: CaseDice(len(classes)) for split in ("val", "test")})
 
     def loss(self, logits: Logits, batch: Batch) -> dict[str, Float[Tensor, ""]]:
@@ -50,7 +52,8 @@ class Segmentation(Task):
                 f"the network has {logits.shape[1]} outputs, expected {states.shape[2] + 1}: "
                 f"the background and the {states.shape[2]} classes of the data"
             )
-        cross_entropy = set_cross_entropy(logits, label, with_background(states, drawn)[0]).mean()
+        outputs = torch.cat([batch["background"].unsqueeze(2), states], 2)
+        cross_entropy = set_cross_entropy(logits, label, outputs).mean()
         dice = drawn_dice_loss(logits.float().softmax(1), label, states, drawn).mean()
         loss = self.cross_entropy * cross_entropy + self.dice * dice
         return {"loss": loss, "cross_entropy": cross_entropy.detach(), "dice": dice.detach()}

@@ -36,15 +36,19 @@ def make_batch(target: Tensor, drawn_classes: int) -> Batch:
     states[leftover, drawn_classes:] = -1 if drawn_classes < CLASSES else states[leftover, drawn_classes:]
     drawn = (torch.arange(CLASSES) < drawn_classes).repeat(CLASSES + 2, 1)
     drawn[0] = False
+    background = torch.tensor([-1, 1] + [0] * CLASSES, dtype=torch.int8)
+    background[leftover] = 1 if drawn_classes == CLASSES else -1
     return Batch(
         image=torch.zeros(CASES, 1, *PATCH),
         label=(target + 1).to(torch.uint8),
         states=states.repeat(CASES, 1, 1),
         drawn=drawn.repeat(CASES, 1, 1),
+        background=background.repeat(CASES, 1),
         spacing_mm=torch.ones(CASES, 3),
         affine=torch.eye(4).repeat(CASES, 1, 1),
         index=torch.arange(CASES),
         subject=["blobs"] * CASES,
+        seed=torch.arange(CASES),
     )
 
 

@@ -43,10 +43,12 @@ def collate(items: list[Any]) -> Batch:
         label=torch.stack(labels),
         states=STATES.expand(cases, -1, -1),
         drawn=(STATES >= 0).expand(cases, -1, -1),
+        background=torch.tensor([-1, 1] + [0] * (len(STATES) - 2), dtype=torch.int8).expand(cases, -1),
         spacing_mm=torch.tensor([[2.0, 2.0, 5.0]]).expand(cases, -1),
         affine=torch.diag(torch.tensor([2.0, 2.0, 5.0, 1.0])).expand(cases, -1, -1),
         index=torch.tensor(index),
         subject=[f"case {each}" for each in index],
+        seed=torch.tensor(index),
     )
 
 

@@ -10,8 +10,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torchio.transforms import RandomGamma, ToCanonical
 
 from lightning_atlas.data import EmbeddedScan, Patches, ScanDataModule, ScanFolder, SimulatedCohort
+from lightning_atlas.data.augmentation.augment import BatchAugmentation
 from lightning_atlas.data.cases import Source
 from lightning_atlas.data.embedded import HERE
+from lightning_atlas.data.sources.splits import Splits
 
 RECIPE = """
 class_path: ScanDataModule
@@ -150,7 +152,7 @@ def test_scans_without_labels_are_predicted_with_the_classes_of_the_recipe(spine
     assert data.contract.classes == ("cord", "articular", "disc")
     assert trainer().predict(Recorder(), data) == [["chest_ct"], ["spine_mr"]]
     batch = data.whole("predict", 0)
-    assert batch["states"].shape == (1, 2, 3)
+    assert batch["states"].shape == (1, 1, 3)
     assert (batch["states"][0, 0] == -1).all()
     shape = tio.ScalarImage(folder / "chest_ct.nrrd").spatial_shape
     assert data.restore(batch["label"][0], "chest_ct").spatial_shape == shape
@@ -212,3 +214,32 @@ def test_sparse_and_partly_drawn_training_cases_have_fully_drawn_validation(spin
 def test_classes_may_be_null():
     data = ScanDataModule(EmbeddedScan("chest_ct"), None, [ToCanonical()])
     assert data.contract.classes == EmbeddedScan("chest_ct").case.names
+
+
+def test_batches_are_augmented_on_the_device_in_training_only(spine, trainer):
+    data = spine(augment=BatchAugmentation(), classes={"disc": ["vertebra_disc"]})
+    module = Recorder()
+    trainer(max_epochs=1, enable_checkpointing=False).fit(module, data)
+    assert data.contract.mirrored_axes == ("i", "j", "k")
+    again = Recorder()
+    trainer(max_epochs=1, enable_checkpointing=False).fit(
+        again, spine(augment=BatchAugmentation(), classes={"disc": ["vertebra_disc"]}, num_workers=2)
+    )
+    plain = Recorder()
+    trainer(max_epochs=1, enable_checkpointing=False).fit(plain, spine(augment=[], classes={"disc": ["vertebra_disc"]}))
+    assert module.seen == again.seen
+    assert not set(module.seen) & set(plain.seen)
+
+
+def test_a_class_that_no_scan_tells_is_refused(spine):
+    with pytest.raises(ValueError, match="no scan tells where liver is: nobody drew it"):
+        _ = spine(classes={"liver": ["liver"]}).contract
+
+
+def test_folds_differ_in_one_key(spine):
+    source = SimulatedCohort("spine_mr", 6, 0, 0)
+    parts = [spine(source, splits=Splits(test_share=0.0, folds=3), fold=fold) for fold in range(3)]
+    held = [set(data.subjects("val")) for data in parts]
+    assert sorted(name for each in held for name in each) == sorted(
+        parts[0].subjects("val") + parts[0].subjects("train")
+    )

@@ -1,9 +1,11 @@
 import pytest
 from torchio.transforms import (
+    Affine,
     Clamp,
     Compose,
     Flip,
     OneOf,
+    RandomAffine,
     RandomFlip,
     RandomNoise,
     RemapLabels,
@@ -11,9 +13,12 @@ from torchio.transforms import (
     RescaleIntensity,
     ToCanonical,
     ToOrientation,
+    Transpose,
     ZNormalization,
 )
 
+from lightning_atlas.data.augmentation.augment import BatchAugmentation
+from lightning_atlas.data.augmentation.spatial import Mirroring, Spatial
 from lightning_atlas.data.pipeline import derive_contract
 
 WINDOW = [Clamp(-160, 240), RescaleIntensity((-1, 1), in_min_max=(-160, 240))]
@@ -64,11 +69,59 @@ def test_mirrored_axes_are_read_from_the_augmentation(axes, orientation, mirrore
     assert contract(preprocess, [OneOf([RandomFlip(axes)])]).mirrored_axes == mirrored
 
 
-def test_mirroring_left_to_right_is_refused_where_classes_have_sides():
-    sided = ("kidney_left", "kidney_right")
-    with pytest.raises(ValueError, match=r"kidney_left and kidney_right are two classes.*axes: \[1, 2\]"):
-        contract([ToCanonical()], [RandomFlip(0)], sided)
-    assert contract([ToCanonical()], [RandomFlip((1, 2))], sided).mirrored_axes == ("j", "k")
+SIDED = ("kidney_left", "kidney_right")
+NONE = (0.0, 0.0, 0.0)
+TURN = RandomAffine(degrees=(0, 0, 0, 0, 180, 180))
+
+
+@pytest.mark.parametrize(
+    "augment",
+    [
+        [RandomFlip(0)],
+        [RandomFlip(1)],
+        [TURN, RandomFlip(1)],
+        [TURN, TURN, RandomFlip((1,), flip_probability=1)],
+        [Flip((0, 1, 2))],
+        [Compose([Flip((0, 1), p=0.5)]), Flip(2)],
+        [Flip(0), Flip(0, p=0.5)],
+        [OneOf([RandomNoise(), Affine((1, 1, -1), NONE, NONE)])],
+        [Transpose()],
+    ],
+)
+def test_a_mirroring_is_refused_where_classes_have_sides(augment):
+    """Whichever axis is reversed: half a turn makes a mirroring along j one from left to right."""
+    with pytest.raises(ValueError, match=r"kidney_left and kidney_right are two classes.*swap_sides: true"):
+        contract([ToCanonical()], augment, SIDED)
+    contract([ToCanonical()], augment)
+
+
+@pytest.mark.parametrize(
+    "augment",
+    [[TURN], [Flip((0, 1))], [Flip(0), Flip(2)], [Flip((0, 1), p=0.5), TURN], [Affine((-1, 1, -2), NONE, NONE)]],
+)
+def test_turns_are_no_mirroring(augment):
+    assert contract([ToCanonical()], augment, SIDED).mirrored_axes == ()
+
+
+def test_what_mirrors_is_named():
+    with pytest.raises(ValueError, match="RandomFlip, Transpose mirrors"):
+        contract([ToCanonical()], [RandomNoise(), RandomFlip(1), Transpose()], SIDED)
+
+
+def test_a_batched_augmentation_mirrors_where_sides_change_places():
+    assert contract([], BatchAugmentation()).mirrored_axes == ("i", "j", "k")
+    with pytest.raises(ValueError, match=r"BatchAugmentation mirrors, but kidney_left .*swap_sides: true"):
+        contract([], BatchAugmentation(), SIDED)
+    assert contract([], BatchAugmentation(swap_sides=True), SIDED).mirrored_axes == ("i", "j", "k")
+    still = BatchAugmentation(Spatial(mirroring=Mirroring(probability=0.0)))
+    assert contract([], still, SIDED).mirrored_axes == ()
+
+
+def test_a_class_without_its_other_side_is_not_mirrored():
+    alone = (*SIDED, "lung_middle_lobe_right", "bright_spot")
+    with pytest.raises(ValueError, match=r"lung_middle_lobe_right would be a lung_middle_lobe_left"):
+        contract([], BatchAugmentation(swap_sides=True), alone)
+    assert contract([], [], alone).mirrored_axes == ()
 
 
 @pytest.mark.parametrize(

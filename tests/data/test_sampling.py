@@ -10,7 +10,8 @@ import torch
 from torchio.transforms import RandomAffine, RandomNoise
 
 from lightning_atlas.data import EmbeddedScan, Patches, SimulatedCohort
-from lightning_atlas.data.sampling import AtlasSampler, PatchDataset, ShareSampler, collate
+from lightning_atlas.data.patches import PatchDataset
+from lightning_atlas.data.sampling import AtlasSampler, ShareSampler, collate
 
 WITH_SPAWN = """
 import hashlib, json, multiprocessing, sys
@@ -134,7 +135,7 @@ def test_share_of_foreground_is_as_told(spine):
     samples = [patches[0, index] for index in range(800)]
     inside = np.mean([bool((sample["states"][sample["label"].flatten()[0]] == 1).any()) for sample in samples])
     label = patches.cases[0].prepared.label()
-    by_chance = (patches.cases[0].states[label] == 1).any(axis=-1).mean()
+    by_chance = (patches.cases[0].table.states[label] == 1).any(axis=-1).mean()
     assert inside == pytest.approx(0.5 + 0.5 * by_chance, abs=0.05)
 
 

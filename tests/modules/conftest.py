@@ -23,6 +23,7 @@ def batch(number: int, cases: int = 2) -> Any:
         "label": label,
         "states": states,
         "drawn": states >= 0,
+        "background": torch.tensor([-1, 1, 0, 0], dtype=torch.int8).repeat(cases, 1),
         "index": torch.arange(cases),
         "spacing_mm": torch.ones(cases, 3),
         "affine": torch.eye(4).repeat(cases, 1, 1),

@@ -35,8 +35,11 @@ def case(number: int) -> dict:
     if number % 3 == 2:
         states[1, 2], drawn[:, 2] = -1, False
         label[label == 4] = 1
+    outside, inside = (states == 0).all(1), (states == 1).any(1)
+    background = outside.to(torch.int8) - (~inside & ~outside).to(torch.int8)
+    tables = {"states": states, "drawn": drawn, "background": background}
     image = torch.randn(1, 16, 16, 16, generator=generator)
-    return {"image": image, "label": label, "states": states, "drawn": drawn, "index": torch.tensor(number)}
+    return {"image": image, "label": label, **tables, "index": torch.tensor(number)}
 
 
 def collate(cases: list[dict]) -> dict:

@@ -5,12 +5,13 @@ from jsonargparse import ArgumentParser
 from torch import nn
 
 from lightning_atlas.inference import SlidingWindow
-from lightning_atlas.losses import drawn_dice_loss, set_cross_entropy, with_background
+from lightning_atlas.losses import drawn_dice_loss, set_cross_entropy
 from lightning_atlas.tasks import Segmentation, Task
 from lightning_atlas.types import Batch
 
 CLASSES = ["liver", "spleen"]
 STATES = torch.tensor([[-1, -1], [0, 0], [1, 0], [0, 1], [0, -1]], dtype=torch.int8)
+BACKGROUND = torch.tensor([-1, 1, 0, 0, -1], dtype=torch.int8)
 DRAWN = torch.tensor([[0, 0], [1, 1], [1, 1], [1, 1], [1, 0]], dtype=torch.bool)
 
 
@@ -20,10 +21,12 @@ def make_batch(cases: int = 2) -> Batch:
         label=torch.randint(len(STATES), (cases, 8, 8, 8), dtype=torch.uint8),
         states=STATES.repeat(cases, 1, 1),
         drawn=DRAWN.repeat(cases, 1, 1),
+        background=BACKGROUND.repeat(cases, 1),
         spacing_mm=torch.tensor([[1.0, 2.0, 5.0]]).repeat(cases, 1),
         affine=torch.eye(4).repeat(cases, 1, 1),
         index=torch.arange(cases),
         subject=[f"case {number}" for number in range(cases)],
+        seed=torch.arange(cases),
     )
 
 
@@ -37,8 +40,8 @@ def task() -> Segmentation:
 def test_the_loss_is_the_weighted_sum_of_its_parts():
     batch, logits = make_batch(), torch.randn(2, 3, 8, 8, 8, requires_grad=True)
     losses = Segmentation(SlidingWindow(), cross_entropy=0.5, dice=2.0).loss(logits, batch)
-    background = with_background(batch["states"], batch["drawn"])[0]
-    cross_entropy = set_cross_entropy(logits, batch["label"], background).mean()
+    outputs = torch.cat([batch["background"].unsqueeze(2), batch["states"]], 2)
+    cross_entropy = set_cross_entropy(logits, batch["label"], outputs).mean()
     dice = drawn_dice_loss(logits.softmax(1)[:, 1:], batch["label"], batch["states"], batch["drawn"]).mean()
     torch.testing.assert_close(losses["cross_entropy"], cross_entropy)
     torch.testing.assert_close(losses["dice"], dice)
@@ -94,6 +97,16 @@ def test_more_than_255_classes_are_told_apart(task: Segmentation):
     logits = torch.zeros(1, 301, 1, 1, 2)
     logits[0, 300, 0, 0, 0] = 1
     assert task.decode(logits).flatten().tolist() == [300, 0]
+
+
+def test_mirrored_windows_swap_the_outputs_of_sided_classes_behind_the_background():
+    def network(window: torch.Tensor) -> torch.Tensor:
+        return torch.cat([window, window * torch.arange(8.0).reshape(1, 1, -1, 1, 1), window**2, window**3], 1)
+
+    task, image = Segmentation(SlidingWindow(patch=(8, 8, 8), mirror=True)), torch.rand(1, 1, 8, 8, 8)
+    task.setup(["hip_left", "spleen", "hip_right"], ("i",))
+    expected = (network(image) + network(image.flip(2)).flip(2)[:, [0, 3, 2, 1]]) / 2
+    torch.testing.assert_close(task.window(network, image), expected)
 
 
 def test_the_task_adds_nothing_to_a_checkpoint(task: Segmentation):

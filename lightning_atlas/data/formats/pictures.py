@@ -1,0 +1,67 @@
+"""PNG and JPEG as images of one plane: columns are i, rows are j, nothing is flipped."""
+
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps
+
+from lightning_atlas.data.formats.container import COPY_AGAIN, BadFileError, Container, make_header
+
+DEEP = {"I;16": "u2", "I;16B": ">u2", "I;16L": "<u2", "I": "i4", "F": "f4"}
+"""Grey values that do not fit into 8 bits keep their one channel."""
+INDICES = {"1": "u1", "L": "u1", "P": "u1", **DEEP}
+SIDEWAYS = (5, 6, 7, 8)
+"""Values of the EXIF orientation that exchange rows and columns (CIPA DC-008, tag 0x0112)."""
+LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+def open_picture(path: Path, labels: bool) -> Container:
+    """Read the header of a PNG or JPEG; colours become three channels, unless its values are labels.
+
+    Raises:
+        BadFileError: It is none, or its colours are to be labels.
+    """
+    with _opened(path) as picture:
+        if labels and picture.mode not in INDICES:
+            found = f"holds colours ({picture.mode}), not label values"
+            raise BadFileError(path, found, "save it as a grey or palette PNG whose values are the labels")
+        kinds = INDICES if labels else DEEP
+        channels, dtype = (1, kinds[picture.mode]) if picture.mode in kinds else (3, "u1")
+        rows_first = _orientation(picture) in SIDEWAYS
+        i, j = picture.size[::-1] if rows_first else picture.size
+    sizes = (channels, i, j, 1)
+    header = make_header(path, sizes, 0, LPS, np.dtype(dtype))
+    return Container(path, header, sizes, 0, partial(_pixels, path, labels))
+
+
+def _pixels(path: Path, labels: bool) -> Iterator[np.ndarray]:
+    with _opened(path) as picture:
+        picture.verify()  # the checksums; afterwards it has to be opened anew
+    with _opened(path) as picture:
+        upright = ImageOps.exif_transpose(picture) if _orientation(picture) > 1 else picture
+        plain = upright if upright.mode in (INDICES if labels else DEEP) else upright.convert("RGB")
+        pixels = np.asarray(plain)
+    yield pixels.astype(np.uint8).ravel() if pixels.dtype == bool else pixels.ravel()
+
+
+def _orientation(picture: Image.Image) -> int:
+    return picture.getexif().get(ExifTags.Base.Orientation, 1) if "exif" in picture.info else 1
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    try:
+        with Image.open(path, formats=["PNG", "JPEG"]) as picture:
+            yield picture
+    except BadFileError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise BadFileError(path, f"is too large to be a picture ({error})", "make it smaller") from error
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise BadFileError(path, f"is damaged or no PNG or JPEG ({reason})", COPY_AGAIN) from error

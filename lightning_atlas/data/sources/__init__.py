@@ -1,0 +1,1 @@
+"""Where cases come from: folders, tables, simulated cohorts; and who trains, validates and tests."""

@@ -1,0 +1,1 @@
+"""A dataset looked through: defects, a fingerprint, a proposed recipe."""
