@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -121,13 +122,25 @@ class ScanDataModule(LightningDataModule):
     @cached_property
     def contract(self) -> Contract:
         """What a network trained on these batches expects of an image."""
-        return derive_contract(self.class_map.names, self.modality, self.preprocess, self.augment)
+        contract = derive_contract(self.class_map.names, self.modality, self.preprocess, self.augment)
+        return replace(contract, channels=self._channels())
 
     @property
     def modality(self) -> str | None:
         """What the source says of all scans, or what all of them say."""
         said = {case.modality for case in self.cases}
         return self.source.modality or (said.pop() if len(said) == 1 else None)
+
+    def _channels(self) -> tuple[str, ...]:
+        """Return the channels, which all scans have; a single one is `image`, whatever a dataset calls it."""
+        first = self.cases[0]
+        for case in self.cases:
+            if case.channels.keys() != first.channels.keys():
+                raise ValueError(
+                    f"{case.subject} has the channels {', '.join(case.channels)}, but {first.subject} has "
+                    f"{', '.join(first.channels)}; take out those that some lack"
+                )
+        return tuple(first.channels) if len(first.channels) > 1 else ("image",)
 
     @property
     def batches_per_epoch(self) -> int:

@@ -11,7 +11,7 @@ from torchio.transforms import RandomGamma, ToCanonical
 
 from lightning_atlas.data import EmbeddedScan, Patches, ScanDataModule, ScanFolder, SimulatedCohort
 from lightning_atlas.data.augmentation.augment import BatchAugmentation
-from lightning_atlas.data.cases import Source
+from lightning_atlas.data.cases import Case, Source
 from lightning_atlas.data.embedded import HERE
 from lightning_atlas.data.sources.splits import Splits
 
@@ -243,3 +243,24 @@ def test_folds_differ_in_one_key(spine):
     assert sorted(name for each in held for name in each) == sorted(
         parts[0].subjects("val") + parts[0].subjects("train")
     )
+
+
+def test_channels_are_the_contracts_and_must_be_the_same_everywhere(tmp_path):
+    (tmp_path / "scan.nii.gz").write_bytes((HERE / "spine_mr.nii.gz").read_bytes())
+    scan = tmp_path / "scan.nii.gz"
+
+    class Listed(Source):
+        def __init__(self, *channels):
+            self.channels = channels
+
+        def cases(self):
+            return [Case(str(n), "predict", dict.fromkeys(names, scan)) for n, names in enumerate(self.channels)]
+
+        @property
+        def description(self):
+            return "listed"
+
+    assert ScanDataModule(Listed(("T1", "T2"), ("T1", "T2"))).contract.channels == ("T1", "T2")
+    assert ScanDataModule(Listed(("CT",))).contract.channels == ("image",)
+    with pytest.raises(ValueError, match="1 has the channels T1, but 0 has T1, T2"):
+        _ = ScanDataModule(Listed(("T1", "T2"), ("T1",))).contract

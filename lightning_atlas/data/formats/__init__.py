@@ -1,6 +1,6 @@
 """Every format that scans come in: NIfTI, NRRD, MetaImage, DICOM series, PNG and JPEG; read whole or refused."""
 
-from lightning_atlas.data.formats.container import BadFileError, Container, Header, displacement_voxels
+from lightning_atlas.data.formats.container import BadFileError, Container, Header, displacement_voxels, one_grid
 from lightning_atlas.data.formats.nrrd import segments
 from lightning_atlas.data.formats.reading import (
     ENDINGS,
@@ -24,6 +24,7 @@ __all__ = [
     "finite",
     "is_image",
     "is_picture",
+    "one_grid",
     "open_container",
     "read_header",
     "read_image",

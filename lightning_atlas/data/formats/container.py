@@ -143,6 +143,10 @@ def _upright(affine: np.ndarray) -> bool:
     return bool(abs(np.linalg.det(axes)) > 1e-3)
 
 
+FIRST_VOXELS, CORNER_VOXELS = 1e-3, 2e-2
+"""Origins agree to a thousandth of a voxel; a spacing that was rounded to four digits adds up along a row of voxels."""
+
+
 def displacement_voxels(
     affine: Float[np.ndarray, "4 4"], other: Float[np.ndarray, "4 4"], shape: tuple[int, int, int]
 ) -> tuple[float, float]:
@@ -150,6 +154,12 @@ def displacement_voxels(
     corners = np.array([[*corner, 1] for corner in product(*((0, size - 1) for size in shape))])
     moved = np.abs((corners @ (np.linalg.inv(affine) @ other).T - corners)[:, :3]).max(axis=1)
     return float(moved[0]), float(moved.max())
+
+
+def one_grid(displacement: tuple[float, float]) -> bool:
+    """Tell whether a displacement (see above) is noise in two headers of one grid, not a shift."""
+    first, corner = displacement
+    return first <= FIRST_VOXELS and corner <= CORNER_VOXELS
 
 
 def beside(file: Path, name: str) -> Path:

@@ -9,9 +9,9 @@ import torchio as tio
 from jaxtyping import Bool, Float, Int8, Integer
 
 from lightning_atlas.data.cases import Case, DrawnOn, Mark
-from lightning_atlas.data.formats import displacement_voxels, read_labels
+from lightning_atlas.data.formats import displacement_voxels, one_grid, read_labels
 from lightning_atlas.data.labels.combinations import Combinations, blocks
-from lightning_atlas.data.labels.grids import TOLERANCE_VOXELS, Axis, GridMap, along, described, resampled, turned
+from lightning_atlas.data.labels.grids import Axis, GridMap, along, described, resampled, turned
 
 FIRST_FEW = 12
 ROUNDING_VOXELS = 1e-4
@@ -236,10 +236,10 @@ def _on_grid(file: Path, image: tio.Image) -> tuple[Integer[np.ndarray, "layers 
     """Read labels onto the grid of their image; only a `.seg.nrrd`, which knows where it lies, may have another."""
     labels = read_labels(file)
     if labels.spatial_shape == image.spatial_shape:
-        _, apart = displacement_voxels(image.affine, labels.affine, image.spatial_shape)
-        if apart <= TOLERANCE_VOXELS:
-            note = f"{file}: its header is off the image's by {apart:.1g} voxels, taken as the same grid"
-            return labels.numpy(), [note] if apart > ROUNDING_VOXELS else []
+        apart = displacement_voxels(image.affine, labels.affine, image.spatial_shape)
+        if one_grid(apart):
+            note = f"{file}: its header is off the image's by {apart[1]:.1g} voxels, taken as the same grid"
+            return labels.numpy(), [note] if apart[1] > ROUNDING_VOXELS else []
     both = f"{described(image.spatial_shape, image.affine)} and {described(labels.spatial_shape, labels.affine)}"
     if not file.name.lower().endswith(".seg.nrrd"):
         raise ValueError(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lightning_atlas.data.cases import Case
+from lightning_atlas.data.sources.splits import apart
 from lightning_atlas.data.survey.damage import Defect, Finding, Inspection, Note, drawings, inspect_case
 
 __all__ = ["Defect", "Note", "Report", "check_case", "check_cases", "inspect_case"]
@@ -82,7 +83,7 @@ def _leaks(cases: Sequence[Case]) -> Iterator[Finding]:
         first = seen.setdefault((case.dataset, (case.patient or case.subject).casefold()), case)
         if first.split == case.split or first.subject.casefold() == case.subject.casefold():
             continue
-        if _split_by_planes(first, case):
+        if apart(first, case):
             yield Note(_file(case), f"is split by planes: {first.split} and {case.split}", case.subject)
             continue
         found = f"is in {case.split}, and {_file(first)} of the same patient is in {first.split}"
@@ -97,7 +98,7 @@ def _same_scans(cases: Sequence[Case], inspections: Sequence[Inspection]) -> Ite
         if len(digests[case.subject]) < len(case.channels):
             continue  # damaged, and said so
         first = seen.setdefault(digests[case.subject], case)
-        if first is case or first.subject == case.subject or _split_by_planes(first, case):
+        if first is case or first.subject == case.subject or apart(first, case):
             continue
         found = f"holds the same voxels as {_file(first)} ({case.subject} and {first.subject})"
         yield Defect(_file(case), found, "keep one of the two, or name the right file", case.subject)
@@ -115,9 +116,3 @@ def _in_both_roles(cases: Sequence[Case]) -> Iterator[Defect]:
 def _learnt_from(cases: Sequence[Case]) -> Iterator[Case]:
     """Yield the cases that may leak; simulated subjects share a scan on purpose."""
     yield from (case for case in cases if case.variation is None and case.split != "predict")
-
-
-def _split_by_planes(first: Case, second: Case) -> bool:
-    """Tell whether two cases are different planes of one scan."""
-    sides = [{plane for place in case.drawn_on for plane in place.planes or ()} for case in (first, second)]
-    return _file(first) == _file(second) and all(sides) and not sides[0] & sides[1]

@@ -16,11 +16,12 @@ from lightning_atlas.data.formats import (
     displacement_voxels,
     finite,
     is_picture,
+    one_grid,
     open_container,
     segments,
     whole_numbers,
 )
-from lightning_atlas.data.labels.grids import TOLERANCE_VOXELS, described
+from lightning_atlas.data.labels.grids import described
 
 ROUNDING_VOXELS = 1e-6
 FIRST_FEW = 12
@@ -161,14 +162,14 @@ def _check_grid(container: Container, kind: str, scan: Container, inspection: In
             found = f"lies wholly outside its scan: {both}"
             inspection.defect(container.file, found, "pair it with the scan that it was drawn on")
         return
-    corner = displacement_voxels(expected.affine, header.affine, expected.shape)[1]
-    if header.shape != expected.shape or corner > TOLERANCE_VOXELS:
+    displacement = displacement_voxels(expected.affine, header.affine, expected.shape)
+    if header.shape != expected.shape or not one_grid(displacement):
         found = f"lies on another grid than its scan: {both}"
         name, target = container.file.name, scan.file.name
         remedy = f"torchio.Resample('{target}')(torchio.{kind}('{name}')).save('{name}') puts it on the scan's"
         inspection.defect(container.file, found, remedy)
-    elif corner > ROUNDING_VOXELS:
-        inspection.note(container.file, f"is off its scan's grid by {corner:.1g} voxels; the scan's is taken")
+    elif displacement[1] > ROUNDING_VOXELS:
+        inspection.note(container.file, f"is off its scan's grid by {displacement[1]:.1g} voxels; the scan's is taken")
 
 
 def _overlap(header: Header, expected: Header) -> bool:

@@ -21,6 +21,7 @@ from lightning_atlas.data.formats import (
     BadFileError,
     displacement_voxels,
     is_image,
+    one_grid,
     read_header,
     read_image,
     read_labels,
@@ -321,3 +322,13 @@ def test_displacement_is_counted_in_voxels():
     other = OBLIQUE @ from_matvec(np.diag([1, 1, 1.01]), [0.25, 0, 0])
     assert displacement_voxels(OBLIQUE, other, (8, 6, 5)) == pytest.approx((0.25, 0.25))
     assert displacement_voxels(OBLIQUE, other, (8, 6, 101)) == pytest.approx((0.25, 1.0))
+
+
+def test_rounded_spacings_are_one_grid_and_a_small_shift_is_not():
+    shape = (300, 4, 4)
+    affine, rounded = np.diag([0.78125, 1, 1, 1]), np.diag([0.7813, 1, 1, 1])
+    assert one_grid(displacement_voxels(affine, rounded, shape))
+    shifted = affine.copy()
+    shifted[0, 3] = 0.01
+    assert not one_grid(displacement_voxels(affine, shifted, shape))
+    assert not one_grid(displacement_voxels(affine, np.diag([0.7820, 1, 1, 1]), shape))
