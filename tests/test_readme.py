@@ -10,6 +10,7 @@ import pytest
 import lightning_atlas
 from lightning_atlas.cli import main
 from lightning_atlas.cli.command import VERBS
+from lightning_atlas.cli.preparing import prepare_parser
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -65,7 +66,12 @@ def test_the_two_commands_are_given_for_powershell_too():
 @pytest.mark.parametrize("words", commands(), ids=" ".join)
 def test_a_command_names_verbs_recipes_and_keys_that_exist(words, capsys):
     verb, *rest = words
-    if verb == "fit":
+    written = {each[each.index("--recipe") + 1] for each in commands() if "--recipe" in each}
+    if verb == "prepare":
+        assert prepare_parser().parse_args(rest).recipe.suffix == ".yaml"
+    elif verb == "fit" and written & set(rest):
+        assert rest[0] == "--config"
+    elif verb == "fit":
         assert main([*words, "--print_config"]) == 0
     elif verb == "recipes":
         assert main(words) == 0

@@ -68,7 +68,7 @@ def run_prepare(words: Sequence[str]) -> None:
     Raises:
         CommandError: There is no dataset, or it has defects.
     """
-    options = _parser().parse_args(list(words))
+    options = prepare_parser().parse_args(list(words))
     if options.path.suffix in (".yaml", ".yml"):
         prepare_recipe(Request("fit", configs=[options.path]))
         return
@@ -78,7 +78,8 @@ def run_prepare(words: Sequence[str]) -> None:
         raise CommandError(str(error)) from error
 
 
-def _parser() -> argparse.ArgumentParser:
+def prepare_parser() -> argparse.ArgumentParser:
+    """Return what reads the words after the verb."""
     parser = Words(prog="lightning-atlas prepare", description=__doc__, allow_abbrev=False)
     parser.add_argument("path", type=Path, help="a dataset's folder, a manifest, or a recipe whose scans to prepare")
     parser.add_argument("--layout", choices=sorted(LAYOUTS), help="how the dataset lies on disk; guessed if not given")
@@ -90,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dry-run", action="store_true", help="say what would be read and written, and stop")
     parser.add_argument("--output", type=Path, help="the manifest to write; by default NAME.json in this folder")
     parser.add_argument("--recipe", type=Path, help="a recipe to write, for these scans; they are prepared by it")
+    parser.add_argument("--overwrite", action="store_true", help="replace a manifest and a recipe that are there")
     parser.add_argument("--weights", help="what the recipe starts from: a name of the zoo, or a checkpoint")
     parser.add_argument("--memory", type=_bytes, help="what a run may take, such as 24GB; by default 2 GB")
     parser.add_argument("--split-sides", nargs="+", default=[], metavar="NAME", help="structures to part into sides")
@@ -104,11 +106,10 @@ def _prepare(options: argparse.Namespace) -> None:
     if options.dry_run:
         print("\n".join(_plan(options, dataset)))
         return
+    table = _table(options, dataset)
     cases = _sound(dataset, options)
     if options.check:
         return
-    stem = Path(options.recipe.stem if options.recipe else options.path.stem or options.path.resolve().name)
-    table = options.output or dataset.listed or stem.with_suffix(".json")
     if options.split_sides:
         cases, notes = split_cases(cases, options.split_sides, table.with_name(f"{table.stem}_sides"))
         print("\n".join(notes))
@@ -123,6 +124,17 @@ def _prepare(options: argparse.Namespace) -> None:
         print(f"next: lightning-atlas fit {options.recipe}")
     elif skipped := len(dataset.cases) - len(cases):
         print(f"{skipped} subjects were left out")
+
+
+def _table(options: argparse.Namespace, dataset: Dataset) -> Path:
+    """Return where the scans are to be listed; what is there already may have been edited by hand."""
+    beside = options.recipe or Path(options.path.resolve().name)
+    name = beside.stem if options.recipe or options.path.is_file() else beside.name
+    table = options.output or dataset.listed or beside.with_name(f"{name}.json")
+    there = [each for each in (table, options.recipe) if each and each != dataset.listed and each.exists()]
+    if there and not options.overwrite and not options.check:
+        raise CommandError(f"{there[0]} exists: write --overwrite to replace it, or give another name")
+    return table
 
 
 def _find(options: argparse.Namespace) -> Dataset:

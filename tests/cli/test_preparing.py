@@ -85,6 +85,9 @@ def test_two_commands_lead_from_a_folder_to_a_fit(scans, capsys):
     small = ["--data.patches.per_epoch=2", "--data.patches.size=[16,16,16]", "--data.batch_size=1"]
     assert main(["fit", "my.yaml", *small, "--trainer.max_epochs=1", "--trainer.accelerator=cpu"]) == 0
     assert "0 prepared in" in capsys.readouterr().out
+    assert prepare(*words) == 2
+    assert "my.json exists: write --overwrite" in capsys.readouterr().err
+    assert prepare(*words, "--overwrite") == 0
     assert prepare("my.yaml") == 0
     assert "0 prepared in" in capsys.readouterr().out
 
