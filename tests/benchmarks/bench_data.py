@@ -48,7 +48,6 @@ WINDOW_HU = (-200.0, 300.0)
 TURNS = 7
 SUBJECTS = 9262
 """Of AbdomenAtlas 1.1."""
-MIB = 2**20
 
 
 def transforms(spacing_mm: float | None = None) -> list[Transform]:
@@ -112,58 +111,57 @@ def forget(files: Sequence[Path]) -> None:
         os.close(descriptor)
 
 
-def ours(path: Path, patches: int, cold: bool = False) -> peers.Turn:
-    """Return our loader in batches of two; cold: every store is dropped from the page cache before each batch."""
-    data = opened(path, Patches(PATCH, per_epoch=patches, foreground=1.0))
-    stored = [file for case in data.opened["train"] for file in case.prepared.folder.glob("*.npy")]
-    os.sync()  # dirty pages cannot be dropped
-
-    def turn() -> int:
-        count = 0
-        batches = iter(data.train_dataloader())
-        while True:
-            if cold:
-                forget(stored)
-            if (batch := next(batches, None)) is None:
-                return count
-            count += len(batch["image"])
-
-    return turn
+def ours(path: Path, number: int) -> peers.Turn:
+    """Return our loader of so many patches in batches of two."""
+    data = opened(path, Patches(PATCH, per_epoch=number, foreground=1.0))
+    return lambda: sum(len(batch["image"]) for batch in data.train_dataloader())
 
 
 def patches(folder: Path) -> None:
-    """Compare foreground patches without augmentation, and memory at two and eight subjects."""
+    """Compare foreground patches without augmentation, and memory for several numbers of subjects."""
     two, four, eight = (manifest(folder, number) for number in (2, 4, 8))
-    opened(eight, Patches(PATCH))  # so that preparing does not count
     files = pairs(four)
     arms = {
-        "ours, warm": ours(four, 200),
+        "ours": ours(four, 200),
         "MONAI CacheDataset, tuned": peers.monai_loader(files, PATCH, WINDOW_HU, "tuned"),
         "MONAI CacheDataset, as in its tutorials": peers.monai_loader(files, PATCH, WINDOW_HU, "cached"),
         "MONAI Dataset, no cache": peers.monai_loader(files, PATCH, WINDOW_HU, "uncached"),
         "TorchIO Queue": peers.torchio_queue(files, PATCH, transforms()),
     }
-    lacking = peers.lacking(*peers.NNUNET)
-    if not lacking:
+    absent = {}
+    if lacking := peers.lacking(*peers.NNUNET):
+        absent["nnU-Net's loader"] = lacking
+    else:
         plans = peers.nnunet(SPACING_MM[0], PATCH, NAMES)
         peers.nnunet_prepare(files, folder / "nnunet", plans)
         arms["nnU-Net's loader"] = peers.nnunet_loader(folder / "nnunet", plans, augmented=False, batches=10)
     times = seconds_each(arms)
-    show(
-        f"patches: {PATCH[0]}^3 on foreground from four volumes {SHAPE}, as batches",
-        times | seconds_each({"ours, cold (page cache dropped)": ours(four, 20, cold=True)}),  # last: it empties caches
-        {"nnU-Net's loader": lacking} if lacking else None,
-    )
-    print(f"\n{'peak of resident memory, MiB':44}  {'2 subjects':>10}  {'8 subjects':>10}")
-    for name, function in {"ours": _draw_ours, "MONAI CacheDataset, tuned": _draw_monai}.items():
-        print(f"{name:44}  {in_child(function, two)[1]:10.0f}  {in_child(function, eight)[1]:10.0f}")
+    many = _linked(eight, 64)
+    times["ours, not in the page cache"] = [in_child(_cold, eight)[0] for _ in range(TURNS)]
+    show(f"patches: {PATCH[0]}^3 on foreground from four volumes {SHAPE}, as batches", times, absent)
+    print(f"\n{'peak of resident memory, MiB':44}  {'2 subjects':>10}  {'8':>10}  {'64':>10}")
+    for name, draw, paths in (("ours", _ours, (two, eight, many)), ("MONAI CacheDataset, tuned", _monai, (two, eight))):
+        print(f"{name:44}  " + "  ".join(f"{in_child(draw, path)[1]:10.0f}" for path in paths))
 
 
-def _draw_ours(path: Path) -> None:
-    ours(path, 200)()
+def _cold(path: Path) -> float:
+    cut = Patches(PATCH, foreground=1.0)
+    cases = opened(path, cut).opened["train"]
+    dataset, times = PatchDataset(cases, cut), []
+    os.sync()  # what is not written yet cannot be forgotten
+    forget([file for case in cases for file in case.prepared.folder.glob("*.npy")])
+    for n in range(len(cases)):  # each patch is of another case, so nothing has been read before
+        begin = time.perf_counter()
+        collate([dataset[0, n]])
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times)
 
 
-def _draw_monai(path: Path) -> None:
+def _ours(path: Path) -> None:
+    ours(path, 400)()
+
+
+def _monai(path: Path) -> None:
     peers.monai_loader(pairs(path), PATCH, WINDOW_HU, "tuned")()
 
 
@@ -171,8 +169,7 @@ def formats(folder: Path) -> None:
     """Compare what a store could be: size, and time of a patch of image and label."""
     prepared = opened(manifest(folder, 2), Patches(PATCH)).opened["train"][0].prepared
     arrays = {"image": np.array(prepared.image()[0]), "label": np.array(prepared.label())}
-    random = np.random.default_rng(0)
-    corners = random.integers(np.subtract(prepared.shape, PATCH).astype(int), size=(40, 3)).tolist()
+    corners = np.random.default_rng(0).integers(np.subtract(prepared.shape, PATCH).astype(int), size=(40, 3)).tolist()
     crops = [tuple(slice(a, a + size) for a, size in zip(corner, PATCH, strict=True)) for corner in corners]
     stores = {
         "memory map (.npy)": ("numpy", _npy_store),
@@ -187,11 +184,10 @@ def formats(folder: Path) -> None:
             if missing := peers.lacking(module):
                 lacking[name] = missing
                 continue
-            here = Path(scratch, name.replace(" ", "_").replace("/", "_"))
-            here.mkdir()
+            (here := Path(scratch, str(len(warm)))).mkdir()
             read = store(here, arrays)
             files = [file for file in here.rglob("*") if file.is_file()]
-            sizes[name] = sum(file.stat().st_size for file in files) / MIB
+            sizes[name] = sum(file.stat().st_size for file in files) / 2**20
             warm[name] = partial(_read_all, read, crops, [])
             cold[f"{name}, cold"] = partial(_read_all, read, crops[:10], files)
         os.sync()
@@ -283,20 +279,20 @@ def open_many(folder: Path) -> None:
     """Open as many prepared subjects as AbdomenAtlas has: every file and every store is a link to one of four."""
     print(f"\n{f'open: {SUBJECTS} subjects, prepared before':44}  {'s':>9}  {'s, batch':>9}  {'peak, MiB':>9}")
     for name, masks in {"a label map each": False, f"{len(NAMES)} masks each": True}.items():
-        path = _linked(manifest(folder, 4, SMALL, masks=masks))
+        path = _linked(manifest(folder, 4, SMALL, masks=masks), SUBJECTS)
         (opening, first), peak = in_child(_open, path)
         print(f"{name:44}  {opening:9.1f}  {first:9.2f}  {peak:9.0f}")
-    print(f"{'(the libraries alone)':44}  {'':9}  {'':9}  {in_child(_nothing)[1]:9.0f}")
+    print(f"{'(the libraries alone)':44}  {'':9}  {'':9}  {in_child(int)[1]:9.0f}")
 
 
-def _linked(few: Path) -> Path:
+def _linked(few: Path, number: int) -> Path:
     stores = [prepared.folder for prepared, _ in prepare_all(Manifest(few).cases(), transforms())]
-    path = links(few, SUBJECTS)
-    for number, case in enumerate(Manifest(path).cases()):
+    path = links(few, number)
+    for n, case in enumerate(Manifest(path).cases()):
         store = store_root() / store_key(case, transforms())
         if not store.is_dir():
             store.mkdir()
-            for file in stores[number % len(stores)].iterdir():
+            for file in stores[n % len(stores)].iterdir():
                 (store / file.name).hardlink_to(file)
     return path
 
@@ -307,10 +303,6 @@ def _open(path: Path) -> tuple[float, float]:
     opening = time.perf_counter() - begin
     next(iter(data.train_dataloader()))
     return opening, time.perf_counter() - begin - opening
-
-
-def _nothing() -> None:
-    pass
 
 
 def prepare(folder: Path) -> None:
