@@ -221,7 +221,7 @@ def augment(folder: Path) -> None:
         plans = peers.nnunet(SPACING_MM[0], PATCH, NAMES)
         peers.nnunet_prepare(pairs(path), folder / "nnunet", plans)
         stored["nnU-Net's loader"] = peers.nnunet_loader(folder / "nnunet", plans, augmented=True, batches=20)
-    absent = {"batchgeneratorsv2 as nnU-Net uses it": lacking} if lacking else None
+    absent = {"nnU-Net": lacking} if lacking else None
     show(f"augment: nnU-Net's default, 1x{PATCH[0]}^3, patches cut from memory", seconds_each(memory), absent)
     show("augment: the same, patches from the store", seconds_each(stored), absent)
 
