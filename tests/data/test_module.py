@@ -247,14 +247,16 @@ def test_folds_differ_in_one_key(spine):
 
 def test_channels_are_the_contracts_and_must_be_the_same_everywhere(tmp_path):
     (tmp_path / "scan.nii.gz").write_bytes((HERE / "spine_mr.nii.gz").read_bytes())
-    scan = tmp_path / "scan.nii.gz"
 
     class Listed(Source):
         def __init__(self, *channels):
             self.channels = channels
 
         def cases(self):
-            return [Case(str(n), "predict", dict.fromkeys(names, scan)) for n, names in enumerate(self.channels)]
+            return [
+                Case(str(n), "predict", {name: tmp_path / "scan.nii.gz" for name in names})
+                for n, names in enumerate(self.channels)
+            ]
 
         @property
         def description(self):
