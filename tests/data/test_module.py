@@ -253,10 +253,9 @@ def test_channels_are_the_contracts_and_must_be_the_same_everywhere(tmp_path):
             self.channels = channels
 
         def cases(self):
-            return [
-                Case(str(n), "predict", {name: tmp_path / "scan.nii.gz" for name in names})
-                for n, names in enumerate(self.channels)
-            ]
+            scan = tmp_path / "scan.nii.gz"
+            files = [dict(zip(names, [scan] * len(names), strict=True)) for names in self.channels]
+            return [Case(str(n), "predict", each) for n, each in enumerate(files)]
 
         @property
         def description(self):
