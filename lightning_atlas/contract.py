@@ -21,6 +21,7 @@ class Contract:
         range: The intensities that the network saw for the ends of the window.
         channels: Names of the input channels in order.
         mirrored_axes: Axes (of `i`, `j`, `k`) along which training mirrored images.
+        overlapping: A voxel may be in several classes: one output for each class and none for the background (sigmoid).
     """
 
     classes: tuple[str, ...] = ()
@@ -32,6 +33,7 @@ class Contract:
     range: tuple[float, float] | None = None
     channels: tuple[str, ...] = ("image",)
     mirrored_axes: tuple[str, ...] = field(default=())
+    overlapping: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain lists, numbers and strings: fit for JSON and for a checkpoint that is read safely."""

@@ -6,7 +6,7 @@ lie along k. This is the memory order of TorchIO and MONAI; nnU-Net and SimpleIT
 A voxel's label is one small integer: a row of its case's table, which has a column for each class of the recipe.
 """
 
-from typing import NotRequired, TypedDict
+from typing import NamedTuple, NotRequired, TypedDict
 
 from jaxtyping import Bool, Float, Int8, Integer, Shaped
 from torch import Tensor
@@ -23,6 +23,18 @@ Drawn = Bool[Tensor, "batch rows classes"]
 """Somebody decided on this class here; what only follows from another class is known but not drawn."""
 Background = Int8[Tensor, "batch rows"]
 """1: the voxel is in no class, 0: it is in some class, if perhaps not known in which, -1: that is not known."""
+
+
+class Prediction(NamedTuple):
+    """What is predicted of each voxel: a row of a small table, as in a label, so that classes may overlap.
+
+    Args:
+        rows: Row 0 is in no class.
+        inside: Whether a voxel of that row is in the class; tables are padded with rows that do not occur.
+    """
+
+    rows: Integer[Tensor, "batch i j k"]
+    inside: Bool[Tensor, "batch rows classes"]
 
 
 class Batch(TypedDict):

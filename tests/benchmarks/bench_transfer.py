@@ -1,11 +1,10 @@
 """Does starting from the shipped weights help, and for how long? Starter against scratch, with equal steps and seeds.
 
-    python tests/benchmarks/bench_transfer.py [--seeds 3] [--every 50] [--longest 1000] [TARGET ...]
+    python tests/benchmarks/bench_transfer.py [--seeds 3] [--every 50] [--patience 300] [--longest 2000] [TARGET ...]
 
 Every run is a packaged target recipe with layer-wise decay and a constant learning rate, so that no schedule favours
 a length; it is validated on a whole held-out warp every so many steps. From scratch it goes on until its Dice has not
-risen by 0.01 in as many validations as make up half of the longest run; from the starter weights it then takes as many
-steps. A run that has stopped keeps its last value. The table says where the two meet. The numbers come from a simulated
+risen by 0.01 in so many steps; from the starter weights it then takes as many steps. A run that has stopped keeps its last value. The table says where the two meet. The numbers come from a simulated
 cohort of one scan: they show mechanics, and are no evidence about patients.
 """
 
@@ -23,9 +22,9 @@ MEETING = 0.01
 """Two curves have met when their means differ by less, and stay so."""
 
 
-def curve(target: str, start: str, seed: int, every: int, epochs: int, until_flat: bool) -> dict[int, float]:
-    """Train once, and return the validation Dice after so many steps."""
-    flat = {"monitor": "val/dice", "mode": "max", "min_delta": 0.01, "patience": max(1, epochs // 2)}
+def curve(target: str, start: str, seed: int, every: int, epochs: int, patience: int | None = None) -> dict[int, float]:
+    """Train once, stop early where a patience (in validations) is given, and return the validation Dice after so many steps."""
+    flat = {"monitor": "val/dice", "mode": "max", "min_delta": 0.01, "patience": patience}
     with TemporaryDirectory() as folder:
         words = ["fit", target, f"start/{start}", "method/layer_wise_decay"]
         options = {
@@ -39,7 +38,7 @@ def curve(target: str, start: str, seed: int, every: int, epochs: int, until_fla
             "trainer.num_sanity_val_steps": 0,
             "trainer.enable_progress_bar": "false",
         }
-        stop = [f"--trainer.callbacks+={{'class_path': 'EarlyStopping', 'init_args': {flat}}}"] if until_flat else []
+        stop = [f"--trainer.callbacks+={{'class_path': 'EarlyStopping', 'init_args': {flat}}}"] if patience else []
         if code := main([*words, *(f"--{key}={value}" for key, value in options.items()), *stop]):
             raise SystemExit(code)
         checkpoint = torch.load(next(Path(folder).rglob("last.ckpt")), weights_only=True)
@@ -68,12 +67,12 @@ def table(target: str, scratch: list[dict[int, float]], starter: list[dict[int, 
     return "\n".join(lines)
 
 
-def compare(target: str, seeds: int, every: int, longest: int) -> str:
+def compare(target: str, seeds: int, every: int, patience: int, longest: int) -> str:
     """Run both arms with every seed."""
-    epochs = longest // every
-    scratch = [curve(target, "scratch", seed, every, epochs, until_flat=True) for seed in range(seeds)]
+    epochs, patience = longest // every, max(1, patience // every)
+    scratch = [curve(target, "scratch", seed, every, epochs, patience) for seed in range(seeds)]
     lengths = [max(run) // every for run in scratch]
-    starter = [curve(target, "starter", seed, every, lengths[seed], until_flat=False) for seed in range(seeds)]
+    starter = [curve(target, "starter", seed, every, lengths[seed]) for seed in range(seeds)]
     return table(target, scratch, starter, longest)
 
 
@@ -82,7 +81,12 @@ if __name__ == "__main__":
     parser.add_argument("targets", nargs="*", default=TARGETS)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--every", type=int, default=50)
-    parser.add_argument("--longest", type=int, default=1000)
+    parser.add_argument(
+        "--patience", type=int, default=300, help="steps without a gain of 0.01 after which scratch stops"
+    )
+    parser.add_argument("--longest", type=int, default=2000)
     chosen = parser.parse_args()
-    results = [compare(target, chosen.seeds, chosen.every, chosen.longest) for target in chosen.targets]
+    results = [
+        compare(target, chosen.seeds, chosen.every, chosen.patience, chosen.longest) for target in chosen.targets
+    ]
     print("\n\n".join(["", *results]))
