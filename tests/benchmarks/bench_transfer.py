@@ -4,8 +4,9 @@
 
 Every run is a packaged target recipe with layer-wise decay and a constant learning rate, so that no schedule favours
 a length; it is validated on a whole held-out warp every so many steps. From scratch it goes on until its Dice has not
-risen by 0.01 in so many steps; from the starter weights it then takes as many steps. A run that has stopped keeps its last value. The table says where the two meet. The numbers come from a simulated
-cohort of one scan: they show mechanics, and are no evidence about patients.
+risen by 0.01 in so many steps (the patience); from the starter weights it then takes as many steps. A run that has
+stopped keeps its last value. The table says where the two meet. The numbers come from a simulated cohort of one scan:
+they show mechanics, and are no evidence about patients.
 """
 
 import argparse
@@ -23,7 +24,7 @@ MEETING = 0.01
 
 
 def curve(target: str, start: str, seed: int, every: int, epochs: int, patience: int | None = None) -> dict[int, float]:
-    """Train once, stop early where a patience (in validations) is given, and return the validation Dice after so many steps."""
+    """Return the validation Dice after so many steps of one training; a patience, in validations, ends it early."""
     flat = {"monitor": "val/dice", "mode": "max", "min_delta": 0.01, "patience": patience}
     with TemporaryDirectory() as folder:
         words = ["fit", target, f"start/{start}", "method/layer_wise_decay"]
@@ -81,9 +82,7 @@ if __name__ == "__main__":
     parser.add_argument("targets", nargs="*", default=TARGETS)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--every", type=int, default=50)
-    parser.add_argument(
-        "--patience", type=int, default=300, help="steps without a gain of 0.01 after which scratch stops"
-    )
+    parser.add_argument("--patience", type=int, default=300, help="steps without a gain of 0.01")
     parser.add_argument("--longest", type=int, default=2000)
     chosen = parser.parse_args()
     results = [

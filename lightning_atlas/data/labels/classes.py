@@ -43,11 +43,18 @@ class Classes:
         names: Class -> names or patterns such as `rib_*` in the datasets, merged; `null` makes each name a class.
         exclusive: Each voxel is in one class at most (softmax): a class that contains another is read without it.
         assume_equal: Names of a dataset that are a part of what the recipe wants, to be taken for the whole.
+        template: Instead of `names`: a vocabulary, or one of its groups as `totalsegmentator_v1/organs`; its names, in
+            the order of the channels of the networks that were published with it, spelled as everywhere here.
     """
 
     names: dict[str, list[str]] | None = None
     exclusive: bool = True
     assume_equal: list[str] = field(default_factory=list)
+    template: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.names is not None and self.template is not None:
+            raise ValueError(f"classes: give names or a template, and found both; is it {self.template}?")
 
 
 @dataclass(frozen=True)
@@ -223,13 +230,39 @@ def match_classes(
         for name in names:
             covers = meaning(name, loaded).covers
             known[name] = covers if known.get(name, covers) == covers else atoms_of(name)
-    if wanted.names is None:
+    if wanted.template is not None:
+        atoms = template_classes(wanted.template)
+    elif wanted.names is None:
         atoms = known
     else:
         atoms = {name: _union(name, words, known) for name, words in wanted.names.items()}
     result = ClassMap(atoms, wanted.exclusive, tuple(wanted.assume_equal))
     _check_shared(result)
     return result
+
+
+def template_classes(template: str) -> dict[str, Atoms]:
+    """Return the classes of a vocabulary or of one of its groups, in the order of its published channels.
+
+    Args:
+        template: `abdomenatlas_1.1`, or with a group `abdomenatlas_1.1/organs`.
+
+    Raises:
+        ValueError: There is no such vocabulary or group.
+    """
+    name, _, group = template.partition("/")
+    vocabulary = load_vocabulary(name)
+    if group and group not in vocabulary.groups:
+        groups = ", ".join(f"{name}/{each}" for each in vocabulary.groups) or "none"
+        raise ValueError(f"classes: {name} has no group {group!r}; it has {groups}")
+    covered = [(each, vocabulary.names[each].covers) for each in vocabulary.groups.get(group, vocabulary.order)]
+    return {_class_name(each, atoms): atoms for each, atoms in covered}
+
+
+def _class_name(name: str, atoms: Atoms) -> str:
+    """Return the one word of anatomy for these atoms, or else the dataset's own."""
+    word = canonical(name)
+    return next(iter(atoms)) if len(atoms) == 1 else word if word and atoms_of(word) == atoms else name
 
 
 def _union(name: str, words: Sequence[str], known: Mapping[str, Atoms]) -> Atoms:

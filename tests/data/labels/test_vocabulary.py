@@ -27,6 +27,15 @@ PAIRED = [f"{pair}_{side}" for pair in ANATOMY["pairs"] for side in ("left", "ri
 ATOMS = [*ANATOMY["atoms"], *PAIRED]
 GROUPS = [*ANATOMY["groups"], *ANATOMY["pairs"]]
 SIZES = {
+    "abdomenct_12organ": 13,
+    "abdomenct_1k": 4,
+    "chaos_ct": 1,
+    "ct_org": 6,
+    "kits19": 2,
+    "kits23": 3,
+    "lits": 2,
+    "pancreas_ct": 8,
+    "word": 16,
     "abdomenatlas_1.0": 9,
     "abdomenatlas_1.1": 25 + 7,
     "amos": 15,
