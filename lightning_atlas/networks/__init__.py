@@ -1,8 +1,27 @@
 """Networks that can name their stages."""
 
-from lightning_atlas.networks.base import Network, Stage
+from lightning_atlas.networks.base import Backbone, Network, Stage
 from lightning_atlas.networks.foreign import as_network
+from lightning_atlas.networks.genesis_unet import GenesisUNet
+from lightning_atlas.networks.mednext import MedNeXt
+from lightning_atlas.networks.nnunet import NnUNet
 from lightning_atlas.networks.segresnet import SegResNet
+from lightning_atlas.networks.stu_net import STUNet
+from lightning_atlas.networks.swin_unetr import SwinUNETR
 from lightning_atlas.networks.unet import UNet
+from lightning_atlas.networks.universal import UniversalNetwork
 
-__all__ = ["Network", "SegResNet", "Stage", "UNet", "as_network"]
+__all__ = [
+    "Backbone",
+    "GenesisUNet",
+    "MedNeXt",
+    "Network",
+    "NnUNet",
+    "STUNet",
+    "SegResNet",
+    "Stage",
+    "SwinUNETR",
+    "UNet",
+    "UniversalNetwork",
+    "as_network",
+]

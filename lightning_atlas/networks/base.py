@@ -6,6 +6,7 @@ from difflib import get_close_matches
 from operator import attrgetter
 from typing import Any, Literal, NamedTuple
 
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from lightning_atlas.types import Image
@@ -32,12 +33,35 @@ class Stage(NamedTuple):
 class Network(nn.Module):
     """A network that can name its stages; its state dict has the keys of the published one."""
 
-    size_multiple: int = 1
-    """Each side of an input patch must be a multiple of this."""
+    size_multiple: int | tuple[int, int, int] = 1
+    """Each side of an input patch must be a multiple of this: one number, or one for each of i, j, k."""
 
     def stages(self) -> list[Stage]:
         """Return the stages in forward order; every parameter and buffer lies in exactly one."""
         raise NotImplementedError
+
+    def conventions(self) -> dict[str, str]:
+        """Return arguments, as YAML writes them, that weights depend on though no tensor's name or shape shows them."""
+        return {}
+
+    def output_axes(self) -> dict[str, int]:
+        """Return the names of the tensors with an entry for each output, and the axis along which these lie.
+
+        Raises:
+            ValueError: The head has no layer of outputs.
+        """
+        layer = self.get_submodule(output_layer(self))
+        axes = {id(layer.weight): int(isinstance(layer, nn.ConvTranspose3d)), id(layer.bias): 0}
+        named = self.named_parameters(remove_duplicate=False)
+        return {name: axes[id(each)] for name, each in named if id(each) in axes}
+
+    def resize(self, outputs: int) -> None:
+        """Give the head that many outputs, freshly initialised, unless it has them already.
+
+        Raises:
+            ValueError: The head has no layer of outputs.
+        """
+        resize_output(self, outputs)
 
     def check_size(self, image: Image) -> None:
         """Refuse an image that would not come back on its own grid.
@@ -45,13 +69,39 @@ class Network(nn.Module):
         Raises:
             ValueError: A side is not a multiple of `size_multiple`.
         """
-        sides = tuple(image.shape[2:])
-        fitting = tuple(-(-side // self.size_multiple) * self.size_multiple for side in sides)
+        sides, multiple = tuple(image.shape[2:]), self.size_multiple
+        multiples = (multiple,) * len(sides) if isinstance(multiple, int) else multiple
+        fitting = tuple(-(-side // step) * step for side, step in zip(sides, multiples, strict=True))
         if sides != fitting:
             raise ValueError(
-                f"{type(self).__name__} takes images whose sides are multiples of {self.size_multiple}, and got one of "
+                f"{type(self).__name__} takes images whose sides are multiples of {multiple}, and got one of "
                 f"{_voxels(sides)}; pad it, or set the size of the patches and of the window, to {_voxels(fitting)}"
             )
+
+
+class Features(NamedTuple):
+    """What a network computes before its head.
+
+    Args:
+        coarse: At the end of the encoder.
+        fine: At the end of the decoder, on the grid of the image.
+    """
+
+    coarse: Float[Tensor, "batch coarse_features coarse_i coarse_j coarse_k"]
+    fine: Float[Tensor, "batch fine_features i j k"]
+
+
+class Backbone(Network):
+    """A network that also returns what its head reads, so that another head can take its place."""
+
+    coarse_features: int
+    """Channels at the end of the encoder."""
+    fine_features: int
+    """Channels at the end of the decoder."""
+
+    def features(self, image: Image) -> Features:
+        """Return what lies at the ends of encoder and decoder."""
+        raise NotImplementedError
 
 
 def stage_tensors(network: nn.Module, stage: Stage) -> dict[str, Tensor]:
@@ -114,13 +164,18 @@ def output_layer(network: Network) -> str:
     )
 
 
-def resize_output(network: Network, outputs: int) -> None:
+def resize_output(network: Network, outputs: int, layer: str | None = None) -> None:
     """Replace the output layer by a freshly initialised one, unless it has that many outputs already.
+
+    Args:
+        network: Changed in place.
+        outputs: How many the layer shall have.
+        layer: Its name; `None` for the last of the head.
 
     Raises:
         ValueError: The head has no layer that could be replaced.
     """
-    old = network.get_submodule(output_layer(network))
+    old = network.get_submodule(layer or output_layer(network))
     assert isinstance(old, OutputLayer)
     if (old.out_features if isinstance(old, nn.Linear) else old.out_channels) == outputs:
         return

@@ -9,7 +9,10 @@ from torch import Tensor, nn
 from lightning_atlas.networks.base import Network, Part, Stage, check_stages
 from lightning_atlas.types import Image
 
-RESERVED = ("stages", "size_multiple", "check_size", "adopted_stages", "adopted_class")
+RESERVED = (
+    *("stages", "size_multiple", "check_size", "conventions", "output_axes", "resize"),
+    *("adopted_stages", "adopted_class"),
+)
 
 
 class AdoptedNetwork(Network):

@@ -5,7 +5,7 @@ from torch import nn
 from torch.distributed import destroy_process_group, init_process_group
 from torch.distributed.fsdp import fully_shard
 
-from lightning_atlas.networks import Network, SegResNet, Stage, UNet, as_network
+from lightning_atlas.networks import GenesisUNet, Network, NnUNet, SegResNet, Stage, STUNet, UNet, as_network
 from lightning_atlas.networks.base import (
     check_stages,
     output_layer,
@@ -30,7 +30,23 @@ def dynunet() -> Network:
     return as_network(network, encoder, ["upsamples.0", "upsamples.1", "upsamples.2"], ["output_block"], 8)
 
 
-networks = pytest.mark.parametrize("build", [unet, segresnet, dynunet])
+def genesis_unet() -> GenesisUNet:
+    return GenesisUNet(init_filters=4)
+
+
+def nnunet() -> NnUNet:
+    return NnUNet(1, 2, (4, 6, 8, 10), (3,) * 4, (1, 2, 2, 2), (1,) * 7)
+
+
+def residual_nnunet() -> NnUNet:
+    return NnUNet(1, 2, (4, 6, 8, 8), (3,) * 4, (1, 2, 2, 2), (1, 1, 1, 2, 1, 1, 1), residual=True)
+
+
+def stu_net() -> STUNet:
+    return STUNet(1, 2, (4, 6, 8, 10), (1, 2, 1, 1), (1, 2, 2, 2))
+
+
+networks = pytest.mark.parametrize("build", [unet, segresnet, dynunet, genesis_unet, nnunet, residual_nnunet, stu_net])
 
 
 class Staged(Network):
@@ -107,6 +123,23 @@ def test_resizing_to_the_same_number_keeps_the_layer(build):
     before = network.get_submodule(output_layer(network))
     resize_output(network, 2)
     assert network.get_submodule(output_layer(network)) is before
+
+
+@networks
+def test_the_axis_of_the_outputs_is_the_one_along_which_resizing_changes_their_number(build):
+    network = build()
+    before = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    network.resize(5)
+    after = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    changed = {name: [old != new for old, new in zip(before[name], after[name], strict=True)] for name in after}
+    axes = {name: sides.index(True) for name, sides in changed.items() if any(sides)}
+    assert axes
+    assert network.output_axes() == axes
+
+
+def test_the_outputs_of_a_transposed_convolution_lie_along_its_second_axis():
+    network = as_network(nn.Sequential(nn.ConvTranspose3d(4, 2, 3)), [], [], ["0"])
+    assert network.output_axes() == {"0.weight": 1, "0.bias": 0}
 
 
 @pytest.mark.parametrize(

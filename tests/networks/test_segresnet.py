@@ -27,3 +27,16 @@ def test_dropout_acts_in_training_only():
 def test_a_decoder_that_would_stop_short_is_refused():
     with pytest.raises(ValueError, match=r"3 levels up for 4 levels down; blocks_up is \[1, 1\]"):
         SegResNet(blocks_up=(1, 1))
+
+
+@pytest.mark.parametrize(("outputs", "parameters"), [(32, 4_701_424), (25, 4_701_305)])
+def test_the_default_has_the_tensors_of_the_published_network(outputs, parameters):
+    with torch.device("meta"):
+        network = SegResNet(out_channels=outputs)
+    tensors = network.state_dict()
+    assert len(tensors) == 83
+    assert sum(parameter.numel() for parameter in network.parameters()) == parameters
+    heads = {"convInit", "down_layers", "up_layers", "up_samples", "conv_final"}
+    assert {name.partition(".")[0] for name in tensors} == heads
+    assert tensors["conv_final.2.conv.weight"].shape == (outputs, 16, 1, 1, 1)
+    assert network.output_axes() == {"conv_final.2.conv.weight": 0, "conv_final.2.conv.bias": 0}
