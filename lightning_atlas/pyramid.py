@@ -5,11 +5,11 @@ from jaxtyping import Integer
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_atlas.types import Drawn, Label, States
+from lightning_atlas.types import Background, Drawn, Label, States
 
 
 def coarser(
-    label: Label, states: States, drawn: Drawn, factor: tuple[int, int, int]
+    label: Label, states: States, drawn: Drawn, background: Background, factor: tuple[int, int, int]
 ) -> Integer[Tensor, "batch i2 j2 k2"]:
     """Return labels on a grid that is coarser by whole numbers; sizes are rounded up.
 
@@ -21,9 +21,10 @@ def coarser(
         label: Rows of the tables.
         states: Tables.
         drawn: Tables.
+        background: Of the tables' rows: a coarse label and what is left over may differ in nothing else.
         factor: Voxels that become one along i, j and k.
     """
-    rows = _first_of_equal(states, drawn).gather(1, label.flatten(1).long()).view(label.shape)
+    rows = _first_of_equal(states, drawn, background).gather(1, label.flatten(1).long()).view(label.shape)
     weight = _drawn_on_planes(rows, drawn) * (rows != 0)
     rows, weight = _in_cells(rows, factor), _in_cells(weight, factor)
     counting = (weight == weight.amax(dim=-1, keepdim=True)) & (rows != 0)
@@ -33,9 +34,9 @@ def coarser(
     return ordered.gather(-1, winner)[..., 0].to(label.dtype)
 
 
-def _first_of_equal(states: States, drawn: Drawn) -> Integer[Tensor, "batch rows"]:
+def _first_of_equal(states: States, drawn: Drawn, background: Background) -> Integer[Tensor, "batch rows"]:
     """Return for each row the first one that means the same: rows of a dataset may be one class of a recipe."""
-    table = torch.cat([states, drawn.to(states.dtype)], dim=-1)
+    table = torch.cat([background.unsqueeze(2), states, drawn.to(states.dtype)], dim=-1)
     same = (table[:, :, None] == table[:, None, :]).all(dim=-1)
     return same.to(torch.uint8).argmax(dim=-1)
 

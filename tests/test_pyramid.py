@@ -8,10 +8,12 @@ from lightning_atlas.pyramid import coarser
 NAMES = 3
 STATES = torch.tensor([[-1] * 3, [0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0], [0, 0, -1], [1, 0, -1]])
 DRAWN = STATES >= 0
+BACKGROUND = torch.tensor([-1, 1, 0, 0, 0, 1, -1, 0])
 
 
-def tables(batch):
-    return STATES.to(torch.int8).expand(batch, -1, -1), DRAWN.expand(batch, -1, -1)
+def tables(batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    states, background = STATES.to(torch.int8), BACKGROUND.to(torch.int8)
+    return states.expand(batch, -1, -1), DRAWN.expand(batch, -1, -1), background.expand(batch, -1)
 
 
 def whole(shape=(2, 9, 7, 8), rows=5, seed=0):
@@ -84,8 +86,16 @@ def test_rows_of_one_meaning_count_together():
     assert coarser(label, *tables(1), (2, 2, 2)).item() == 2
 
 
+def test_a_coarse_label_and_what_is_left_over_stay_apart():
+    """Rows 6 and 7 say the same of each class, but only what row 7 marks is known to be in one of the open ones."""
+    states, drawn, background = (each.clone() for each in tables(2))
+    states[:, 7], drawn[:, 7] = states[:, 6], drawn[:, 6]
+    label = torch.tensor([[6, 6, 6, 6, 6, 7, 7, 7], [7, 7, 7, 7, 7, 6, 6, 6]]).view(2, 2, 2, 2)
+    assert coarser(label, states, drawn, background, (2, 2, 2)).flatten().tolist() == [6, 7]
+
+
 def test_each_case_has_its_own_table():
-    states, drawn = (each.clone() for each in tables(2))
+    states, drawn, background = (each.clone() for each in tables(2))
     states[1, 3], drawn[1, 3] = states[1, 2], drawn[1, 2]
     label = torch.tensor([1, 1, 1, 2, 2, 3, 3, 0]).view(1, 2, 2, 2).expand(2, -1, -1, -1)
-    assert coarser(label, states, drawn, (2, 2, 2)).flatten().tolist() == [1, 2]
+    assert coarser(label, states, drawn, background, (2, 2, 2)).flatten().tolist() == [1, 2]
