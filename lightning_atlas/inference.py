@@ -76,8 +76,9 @@ class SlidingWindow:
         if self.mirror and not self.reversals:
             raise ValueError("window: mirror: true needs the axes along which training mirrored; call set_mirroring")
         multiple = getattr(network, "size_multiple", 1)
-        if any(side % multiple for side in self.patch):
-            fitting = [-(-side // multiple) * multiple for side in self.patch]
+        steps = (multiple,) * 3 if isinstance(multiple, int) else multiple
+        fitting = [-(-side // step) * step for side, step in zip(self.patch, steps, strict=True)]
+        if fitting != list(self.patch):
             raise ValueError(
                 f"window: {type(network).__name__} takes sides that are multiples of {multiple}, "
                 f"found patch {list(self.patch)}; try patch: {fitting}"
@@ -97,12 +98,16 @@ class SlidingWindow:
             cval=image.min().item(),
             device=torch.device("cpu") if self.on_host else image.device,
         )
-        if not isinstance(logits, Tensor):
-            raise TypeError(f"window: expected one tensor of logits, {type(network).__name__} returned several")
         return torch.as_tensor(logits)
 
     def _mirrored_mean(self, network: Callable[[Tensor], Tensor], window: Tensor) -> Tensor:
-        total = network(window).float()
+        answer = network(window)
+        if not isinstance(answer, Tensor):
+            raise TypeError(
+                f"window: {type(network).__name__} returned {len(answer)} outputs, expected one tensor of logits; "
+                "call eval() on a network with deep supervision"
+            )
+        total = answer.float()
         if not self.reversals:
             return total
         for axes in self.reversals:

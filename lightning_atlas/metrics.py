@@ -9,7 +9,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from lightning_atlas.types import Drawn, Label, States
+from lightning_atlas.types import Drawn, Label, Prediction, States
 
 
 class DiceResult:
@@ -57,6 +57,20 @@ class DiceResult:
         """Return the share of the cases without the class in which it was predicted; NaN if there are none."""
         absent = ~self.false_positive_ml.isnan()
         return (self.false_positive_ml > 0).sum(0) / absent.sum(0)
+
+    def per_dataset(self, datasets: Sequence[str]) -> dict[str, "DiceResult"]:
+        """Return what was found in the cases of each dataset.
+
+        Args:
+            datasets: Of each case of the split, by the case's position in it.
+        """
+        found = [datasets[int(index)] for index in self.index]
+        columns = (self.index, self.dice, self.reference_ml, self.predicted_ml, self.false_positive_ml)
+        results: dict[str, DiceResult] = {}
+        for name in dict.fromkeys(found):
+            places = torch.tensor([each == name for each in found])
+            results[name] = DiceResult(*(column[places] for column in columns))
+        return results
 
     def rows(self, classes: Sequence[str]) -> list[dict[str, str | float | int]]:
         """Return a row for each class and one for their mean, as for a CSV file."""
@@ -106,7 +120,7 @@ class CaseDice(Metric):
 
     def update(
         self,
-        prediction: Integer[Tensor, "batch i j k"],
+        prediction: Prediction,
         label: Label,
         states: States,
         drawn: Drawn,
@@ -116,7 +130,7 @@ class CaseDice(Metric):
         """Count the voxels of each case.
 
         Args:
-            prediction: 0 for the background, c+1 for column c of the tables.
+            prediction: Its table has the columns of the others.
             label: Rows of the tables.
             states: As in the batch.
             drawn: As in the batch.
@@ -126,9 +140,10 @@ class CaseDice(Metric):
         Raises:
             ValueError: The tables have another number of columns.
         """
-        if states.shape[2] != self.classes:
-            raise ValueError(f"expected tables of {self.classes} classes, found {states.shape[2]}")
-        counts = [_count(*case) for case in zip(prediction, label, states, drawn, strict=True)]
+        for table in (states, prediction.inside):
+            if table.shape[2] != self.classes:
+                raise ValueError(f"expected tables of {self.classes} classes, found {table.shape[2]}")
+        counts = [_count(*case) for case in zip(*prediction, label, states, drawn, strict=True)]
         self.index.append(index.long())
         self.voxels.append(torch.stack(counts))
         self.voxel_ml.append(voxel_ml.float())
@@ -159,18 +174,35 @@ class CaseDice(Metric):
 
 
 def _count(
-    prediction: Integer[Tensor, "i j k"],
+    predicted: Integer[Tensor, "i j k"],
+    inside: Bool[Tensor, "predictions classes"],
     label: Integer[Tensor, "i j k"],
     states: Integer[Tensor, "rows classes"],
     drawn: Bool[Tensor, "rows classes"],
 ) -> Integer[Tensor, "4 classes"]:
     """Count, of each class, the drawn voxels in both, in the reference, in the prediction, and all of them."""
-    rows, outputs = states.shape[0], states.shape[1] + 1
-    pairs = (label.long() * outputs + prediction).flatten().bincount(minlength=rows * outputs).view(rows, outputs)
-    predicted, voxels = pairs[:, 1:], pairs.sum(1, keepdim=True)
-    inside = drawn & (states == 1)
-    parts = ((predicted, inside), (voxels, inside), (predicted, drawn), (voxels, drawn))
+    rows, label = states.shape[0], label.flatten().long()
+    voxels = label.bincount(minlength=rows).unsqueeze(1)
+    found = _predicted_in_rows(predicted.flatten(), inside, label, rows)
+    present = drawn & (states == 1)
+    parts = ((found, present), (voxels, present), (found, drawn), (voxels, drawn))
     return torch.stack([(table * mask).sum(0) for table, mask in parts])
+
+
+def _predicted_in_rows(
+    predicted: Integer[Tensor, " voxels"],
+    inside: Bool[Tensor, "predictions classes"],
+    label: Integer[Tensor, " voxels"],
+    rows: int,
+) -> Integer[Tensor, "rows classes"]:
+    """Count the voxels of each row of the label that were predicted in each class."""
+    predictions = len(inside)
+    if rows * predictions <= label.numel():
+        pairs = (label * predictions + predicted).bincount(minlength=rows * predictions).view(rows, predictions)
+        return torch.stack([pairs[:, column].sum(1) for column in inside.unbind(1)], 1)
+    # An untrained network may put each voxel in a combination of its own: more pairs than voxels.
+    places = predicted.long()
+    return torch.stack([label[column[places]].bincount(minlength=rows) for column in inside.unbind(1)], 1)
 
 
 def _number(value: str | float, digits: int) -> str:

@@ -69,6 +69,15 @@ def test_a_patch_that_the_network_cannot_take_is_told_with_one_it_can():
         SlidingWindow(patch=(16, 20, 3))(Downsampling(), torch.zeros(1, 1, 4, 4, 4))
 
 
+def test_a_network_that_is_still_training_is_told():
+    class Deep(nn.Module):
+        def forward(self, image):
+            return [image, image[..., ::2]]
+
+    with pytest.raises(TypeError, match=r"Deep returned 2 outputs, expected one tensor of logits; call eval"):
+        SlidingWindow(patch=(8, 8, 8))(Deep(), torch.zeros(1, 1, 8, 8, 8))
+
+
 @pytest.mark.parametrize("wrong", [{"patch": (8, 0, 8)}, {"overlap": 1.0}, {"overlap": -0.1}, {"batch_size": 0}])
 def test_settings_out_of_range_are_named(wrong: dict):
     with pytest.raises(ValueError, match=next(iter(wrong))):
@@ -150,3 +159,13 @@ def test_without_mirror_nothing_is_mirrored():
     window.set_mirroring(("i", "j", "k"), [(1, 2)])
     window(network, torch.rand(1, 1, 6, 5, 4))
     assert len(network.seen) == 1
+
+
+def test_a_window_keeps_to_the_multiple_of_each_axis():
+    class Uneven(nn.Identity):
+        size_multiple = (4, 4, 1)
+
+    network = Uneven()
+    assert SlidingWindow(patch=(8, 4, 3))(network, torch.rand(1, 1, 9, 8, 3)).shape == (1, 1, 9, 8, 3)
+    with pytest.raises(ValueError, match=r"multiples of \(4, 4, 1\), found patch \[8, 6, 3\]; try patch: \[8, 8, 3\]"):
+        SlidingWindow(patch=(8, 6, 3))(network, torch.rand(1, 1, 9, 8, 3))

@@ -1,5 +1,6 @@
 import csv
 import io
+from typing import Any
 
 import numpy as np
 import pytest
@@ -7,7 +8,9 @@ import torch
 from monai.metrics.meandice import DiceMetric
 
 from lightning_atlas.metrics import CaseDice, DiceResult
+from lightning_atlas.types import Prediction
 
+Cases = dict[str, Any]
 CLASSES = 3
 STATES = torch.tensor(
     [[-1, -1, -1], [0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1], [0, -1, -1], [1, 0, 0], [-1, 0, -1], [0, 1, 0]],
@@ -19,10 +22,10 @@ DRAWN = torch.tensor(
 )
 
 
-def random_cases(cases: int, rows: list[int] | None = None) -> dict[str, torch.Tensor]:
+def random_cases(cases: int, rows: list[int] | None = None) -> Cases:
     choice = torch.tensor(rows or list(range(len(STATES))))
     return {
-        "prediction": torch.randint(0, CLASSES + 1, (cases, 4, 5, 6)).to(torch.uint8),
+        "prediction": exclusive(torch.randint(0, CLASSES + 1, (cases, 4, 5, 6))),
         "label": choice[torch.randint(len(choice), (cases, 4, 5, 6))].to(torch.uint8),
         "states": STATES.repeat(cases, 1, 1),
         "drawn": DRAWN.repeat(cases, 1, 1),
@@ -31,11 +34,17 @@ def random_cases(cases: int, rows: list[int] | None = None) -> dict[str, torch.T
     }
 
 
-def take(cases: dict[str, torch.Tensor], chosen: list[int]) -> dict[str, torch.Tensor]:
-    return {key: value[chosen] for key, value in cases.items()}
+def exclusive(values: torch.Tensor) -> Prediction:
+    """Return 0 as no class and c + 1 as class c."""
+    return Prediction(values.to(torch.uint8), torch.eye(CLASSES + 1).bool()[:, 1:].repeat(len(values), 1, 1))
 
 
-def scored(*batches: dict[str, torch.Tensor]) -> DiceResult:
+def take(cases: Cases, chosen: list[int]) -> Cases:
+    taken = {key: value[chosen] for key, value in cases.items() if key != "prediction"}
+    return {**taken, "prediction": Prediction(*(each[chosen] for each in cases["prediction"]))}
+
+
+def scored(*batches: Cases) -> DiceResult:
     metric = CaseDice(CLASSES)
     for batch in batches:
         metric.update(**batch)
@@ -54,7 +63,7 @@ def test_dice_and_volumes_equal_sets_of_voxels():
     cases["label"][4] = 0
     result = scored(cases)
     for case in range(6):
-        label, prediction = cases["label"][case].numpy(), cases["prediction"][case].numpy()
+        label, prediction = cases["label"][case].numpy(), cases["prediction"].rows[case].numpy()
         voxel_ml = cases["voxel_ml"][case].item()
         for c in range(CLASSES):
             decided = {tuple(v) for v in np.argwhere(DRAWN[:, c].numpy()[label])}
@@ -76,7 +85,7 @@ def test_dense_labels_give_the_dice_of_monai():
     cases = random_cases(4, rows=[1, 2, 3, 4])
     cases["label"][1][cases["label"][1] == 3] = 1  # absent from the reference: NaN there too
     reference = DiceMetric(include_background=False, num_classes=CLASSES + 1, reduction="none")
-    expected = reference(cases["prediction"].unsqueeze(1), cases["label"].unsqueeze(1).long() - 1)
+    expected = reference(cases["prediction"].rows.unsqueeze(1), cases["label"].unsqueeze(1).long() - 1)
     torch.testing.assert_close(scored(cases).dice.float(), expected, equal_nan=True)
 
 
@@ -132,7 +141,7 @@ def test_the_mean_is_over_cases_then_classes():
 def test_an_absent_class_has_no_dice_whatever_was_predicted():
     cases = random_cases(2, rows=[1, 2])
     for prediction in (0, 2):
-        cases["prediction"][:] = prediction
+        cases["prediction"].rows[:] = prediction
         result = scored(cases)
         assert result.dice[:, 1].isnan().all()
         assert result.n.tolist() == [2, 0, 0]
@@ -166,12 +175,54 @@ def test_no_cases_give_no_score():
 def test_tables_of_other_classes_are_refused():
     with pytest.raises(ValueError, match="expected tables of 2 classes, found 3"):
         CaseDice(2).update(**random_cases(1))
+    cases = random_cases(1)
+    cases["prediction"] = Prediction(cases["prediction"].rows, cases["prediction"].inside[..., :1])
+    with pytest.raises(ValueError, match="expected tables of 3 classes, found 1"):
+        CaseDice(3).update(**cases)
+
+
+def mask_by_mask(cases: Cases, case: int, c: int) -> float:
+    """Return the Dice of one class by masks alone."""
+    label, prediction = cases["label"][case].long(), cases["prediction"]
+    drawn, inside = cases["drawn"][case][label][..., c], cases["states"][case][label][..., c] == 1
+    ours, theirs = drawn & inside, drawn & prediction.inside[case][prediction.rows[case].long()][..., c]
+    return 2 * float((ours & theirs).sum()) / float(ours.sum() + theirs.sum()) if ours.any() else float("nan")
+
+
+@pytest.mark.parametrize("combinations", [2, 7, 5000], ids=["few", "some", "more than voxels"])
+def test_classes_that_overlap_score_as_each_class_does_alone(combinations: int):
+    """A tumour in its organ, in the reference and in the prediction; an untrained network predicts anything."""
+    nested = torch.tensor([[-1, -1, -1], [0, 0, 0], [1, 0, 0], [1, 1, 0], [1, -1, 1], [-1, 0, 1]], dtype=torch.int8)
+    cases = {
+        **random_cases(4, rows=list(range(len(nested)))),
+        "states": nested.repeat(4, 1, 1),
+        "drawn": (nested >= 0).repeat(4, 1, 1),
+        "prediction": Prediction(
+            torch.randint(combinations, (4, 4, 5, 6), dtype=torch.int16), torch.rand(4, combinations, CLASSES) > 0.5
+        ),
+    }
+    cases["label"][1][cases["label"][1] == 3] = 2  # the tumour is absent
+    dice = scored(cases).dice
+    expected = [[mask_by_mask(cases, case, c) for c in range(CLASSES)] for case in range(4)]
+    torch.testing.assert_close(dice, torch.tensor(expected, dtype=torch.double), equal_nan=True)
+    assert dice.isnan().sum() == 1
+
+
+def test_each_dataset_is_scored_by_its_own_cases():
+    cases = random_cases(5)
+    datasets = ["b", "a", "b", "c", "a", "never seen"]
+    parts = scored(cases).per_dataset(datasets)
+    assert list(parts) == ["b", "a", "c"]
+    for name, chosen in (("b", [0, 2]), ("a", [1, 4]), ("c", [3])):
+        assert_equal(parts[name], scored(take(cases, chosen)))
 
 
 def test_one_case_of_one_class_keeps_its_axes():
     metric = CaseDice(1)
     cases = random_cases(1)
-    cases["prediction"].clamp_(max=1)
-    metric.update(**{**cases, "states": cases["states"][..., :1], "drawn": cases["drawn"][..., :1]})
+    one = {name: cases[name][..., :1] for name in ("states", "drawn")}
+    metric.update(
+        **{**cases, **one, "prediction": Prediction(cases["prediction"].rows, cases["prediction"].inside[..., :1])}
+    )
     result = metric.compute()
     assert (result.index.shape, result.dice.shape, len(result.rows(["liver"]))) == ((1,), (1, 1), 2)

@@ -6,12 +6,14 @@ from lightning_atlas.callbacks.memory import memory_advice
 from lightning_atlas.callbacks.prediction import PredictionWriter
 from lightning_atlas.callbacks.progress import WholeRunProgress
 from lightning_atlas.callbacks.report import RunReport
+from lightning_atlas.callbacks.scan_check import ScanCheck
 
 __all__ = [
     "Expectation",
     "NearestPlaneBaseline",
     "PredictionWriter",
     "RunReport",
+    "ScanCheck",
     "WholeRunProgress",
     "memory_advice",
 ]

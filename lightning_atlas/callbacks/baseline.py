@@ -1,37 +1,28 @@
 """What a score is worth: the copy of the nearest drawn plane."""
 
 import torch
-from jaxtyping import Int8, Integer
+from jaxtyping import Integer
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
 from lightning_atlas.callbacks.seams import case_data
 from lightning_atlas.metrics import CaseDice, DiceResult
-from lightning_atlas.types import Batch
+from lightning_atlas.types import Batch, Prediction
 
 
-def row_values(states: Int8[Tensor, "rows classes"]) -> Integer[Tensor, " rows"]:
-    """Return what a perfect prediction says on each row: c + 1 in class c, 0 in none, -1 where that is not known."""
-    inside = (states == 1).any(dim=1)
-    values = torch.where((states == 0).all(dim=1), 0, -1)
-    return torch.where(inside, (states == 1).int().argmax(dim=1) + 1, values)
-
-
-def nearest_plane(
-    label: Integer[Tensor, "i j k"], states: Int8[Tensor, "rows classes"]
-) -> Integer[Tensor, "i j k"] | None:
-    """Return a prediction in which each plane along k copies the nearest one that was drawn (of two, the lower).
+def nearest_plane(label: Integer[Tensor, "i j k"]) -> Integer[Tensor, "i j k"] | None:
+    """Return a label in which each plane along k copies the nearest one that was drawn (of two, the lower).
 
     Returns:
-        The prediction, 0 where the copied voxel is not known; `None` where no plane was drawn.
+        Rows of the label's table; `None` where no plane was drawn.
     """
     drawn = (label != 0).flatten(0, 1).any(dim=0).nonzero().flatten()
     if len(drawn) == 0:
         return None
     planes = torch.arange(label.shape[2], device=label.device)
     nearest = drawn[(planes[:, None] - drawn[None, :]).abs().argmin(dim=1)]
-    return row_values(states).clamp(min=0)[label.long()][:, :, nearest]
+    return label[:, :, nearest]
 
 
 class NearestPlaneBaseline(Callback):
@@ -45,7 +36,7 @@ class NearestPlaneBaseline(Callback):
     def __init__(self) -> None:
         self.result: DiceResult | None = None
         self.note = ""
-        self._copy: Tensor | None = None
+        self._copy: Prediction | None = None
         self._metric: CaseDice | None = None
         self._skipped = 0
 
@@ -53,7 +44,9 @@ class NearestPlaneBaseline(Callback):
         """Build the copy."""
         self.result, self.note, self._skipped = None, "", 0
         case = case_data(trainer).whole("train", 0)
-        self._copy = nearest_plane(case["label"][0], case["states"][0])
+        copy = nearest_plane(case["label"][0])
+        # What is not known to be in a class is not predicted in it.
+        self._copy = None if copy is None else Prediction(copy[None], case["states"] == 1)
         self._metric = CaseDice(case["states"].shape[2]).to(pl_module.device)
 
     def on_test_batch_end(
@@ -67,10 +60,11 @@ class NearestPlaneBaseline(Callback):
     ) -> None:
         """Score the copy on a test case that has its grid."""
         label, copy = batch["label"], self._copy
-        if copy is None or self._metric is None or label.shape[1:] != copy.shape:
+        if copy is None or self._metric is None or label.shape[1:] != copy.rows.shape[1:]:
             self._skipped += len(label)
             return
-        prediction = copy.to(label.device).expand_as(label)
+        rows, inside = (each.to(label.device) for each in copy)
+        prediction = Prediction(rows.expand_as(label), inside.expand(len(label), -1, -1))
         voxel_ml = batch["spacing_mm"].prod(dim=1) / 1000
         self._metric.update(prediction, label, batch["states"], batch["drawn"], batch["index"], voxel_ml)
 

@@ -172,7 +172,8 @@ def _pass(trainer: Trainer, module: Scored, batch: Batch) -> None:
     image = trainer.precision_plugin.convert_input(batch["image"])
     with trainer.precision_plugin.forward_context():
         logits = module.network(image)
-        voxelwise = isinstance(logits, Tensor) and logits.shape[2:] == image.shape[2:]
+        finest = logits if isinstance(logits, Tensor) else next(iter(logits))
+        voxelwise = finest.shape[2:] == image.shape[2:]
         loss = module.task.loss(logits, batch)["loss"] if voxelwise else _mean(logits)
     if loss.requires_grad:
         loss.backward()

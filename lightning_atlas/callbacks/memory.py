@@ -107,20 +107,26 @@ def evaluating(error: BaseException) -> bool:
     return not names.isdisjoint({"validation_step", "test_step", "predict_step"})
 
 
-def shrink(batch: int, size: Sequence[int], voxels: int | float, multiple: int) -> tuple[int, tuple[int, ...]]:
+def shrink(
+    batch: int, size: Sequence[int], voxels: int | float, multiple: int | Sequence[int]
+) -> tuple[int, tuple[int, ...]]:
     """Return the largest batch of that size with so few voxels; failing that, one patch, its longest sides shortened.
 
     Args:
         batch: Patches now.
         size: Sides of a patch now.
         voxels: The most voxels a batch may have.
-        multiple: Each side that is shortened becomes a multiple of this.
+        multiple: Each side that is shortened becomes a multiple of this: one number, or one for each side.
     """
     sides = list(size)
+    steps = [multiple] * len(sides) if isinstance(multiple, int) else multiple
     batch = max(1, min(batch, int(voxels // math.prod(sides))))
-    while math.prod(sides) * batch > voxels and max(sides) > multiple:
-        longest = sides.index(max(sides))
-        sides[longest] = max(multiple, (sides[longest] - 1) // multiple * multiple)
+    while math.prod(sides) * batch > voxels:
+        longer = [axis for axis, side in enumerate(sides) if side > steps[axis]]
+        if not longer:
+            break
+        longest = max(longer, key=sides.__getitem__)
+        sides[longest] = max(steps[longest], (sides[longest] - 1) // steps[longest] * steps[longest])
     return batch, tuple(sides)
 
 

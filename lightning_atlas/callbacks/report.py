@@ -3,7 +3,7 @@
 import csv
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,17 +14,17 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from torch import Tensor
 
-from lightning_atlas.callbacks.baseline import NearestPlaneBaseline, row_values
+from lightning_atlas.callbacks.baseline import NearestPlaneBaseline
 from lightning_atlas.callbacks.curves import History, learning_curves
 from lightning_atlas.callbacks.expectation import Expectation, duration
+from lightning_atlas.callbacks.layering import looked_up, row_values, topmost
 from lightning_atlas.callbacks.memory import in_words, peak_bytes
 from lightning_atlas.callbacks.overlay import Scene, overlay
 from lightning_atlas.callbacks.progress import say
 from lightning_atlas.callbacks.seams import Scored, case_data, scored
 from lightning_atlas.metrics import DiceResult
-from lightning_atlas.types import Batch
+from lightning_atlas.types import Batch, Prediction
 
 Split = Literal["val", "test"]
 
@@ -34,9 +34,11 @@ FILES = {
     "checkpoints/last.ckpt": "the last weights",
     "scores.csv": "the test: a row for each class",
     "cases.csv": "the test: Dice of each case",
+    "datasets.csv": "the test: a row for each class of each dataset",
     "overlay.png": "the test: image, reference and prediction of the first case",
     "validation_scores.csv": "the validation: a row for each class",
     "validation_cases.csv": "the validation: Dice of each case",
+    "validation_datasets.csv": "the validation: a row for each class of each dataset",
     "validation_overlay.png": "the validation: image, reference and prediction of the first case",
     "curves.png": "loss, Dice and learning rate over the fit",
 }
@@ -143,20 +145,24 @@ class RunReport(Callback):
         if not trainer.is_global_zero:
             return
         result, classes = module.results[split], module.contract.classes
-        baselines = [each for each in _callbacks(trainer) if isinstance(each, NearestPlaneBaseline)]
-        say("\n".join(["", *_header(trainer, split, len(result.index)), "", result.table(classes)]))
-        for baseline in baselines if split == "test" else ():
-            say(f"{baseline.NAME}: {_score(baseline)}")
-        if ceiling := _ceiling(trainer, split):
-            say(ceiling)
-        if self._took:
-            say(f"\n{self._took}")
+        datasets = result.per_dataset(case_data(trainer).datasets(split))
+        baselines = [each for each in _callbacks(trainer) if isinstance(each, NearestPlaneBaseline) and split == "test"]
+        parts = [
+            "\n".join(["", *_header(trainer, split, len(result.index)), "", result.table(classes)]),
+            f"\n{dataset_table(datasets)}" if len(datasets) > 1 else "",
+            *(f"{baseline.NAME}: {_score(baseline)}" for baseline in baselines),
+            _ceiling(trainer, split),
+            f"\n{self._took}" if self._took else "",
+        ]
+        say("\n".join(part for part in parts if part))
         if log_dir is None:
             return
         folder, prefix = Path(log_dir), "" if split == "test" else "validation_"
         folder.mkdir(parents=True, exist_ok=True)
-        write_scores(folder / f"{prefix}scores.csv", result, classes, baselines if split == "test" else ())
+        write_scores(folder / f"{prefix}scores.csv", result, classes, baselines)
         write_cases(folder / f"{prefix}cases.csv", result, classes, case_data(trainer).subjects(split))
+        if len(datasets) > 1:
+            write_datasets(folder / f"{prefix}datasets.csv", datasets, classes)
         if self._shown is not None:
             figure = _overlay(self._shown, result, classes, _cohort(trainer))
             self._publish(trainer, figure, folder / f"{prefix}overlay.png")
@@ -192,13 +198,12 @@ class RunReport(Callback):
         return ", ".join(parts)
 
 
-def first_case(batch: Batch, prediction: Tensor) -> Shown:
-    """Return the first case of a batch as it is to be shown."""
-    values = row_values(batch["states"][0])
+def first_case(batch: Batch, prediction: Prediction) -> Shown:
+    """Return the first case of a batch as it is to be shown; of classes that overlap the last one is seen."""
     scene = Scene(
         image=batch["image"][0, 0].float().cpu().numpy(),
-        reference=values[batch["label"][0].long()].cpu().numpy(),
-        prediction=prediction[0].cpu().numpy(),
+        reference=looked_up(row_values(batch["states"][0]), batch["label"][0]).cpu().numpy(),
+        prediction=looked_up(topmost(prediction.inside[0]), prediction.rows[0]).cpu().numpy(),
         spacing_mm=tuple(batch["spacing_mm"][0].tolist()),
     )
     return Shown(scene.to_ras(batch["affine"][0].double().cpu().numpy()), batch["subject"][0], int(batch["index"][0]))
@@ -226,6 +231,25 @@ def write_cases(path: Path, result: DiceResult, classes: Sequence[str], subjects
         {"subject": subjects[index], "mean": dice.nanmean().item(), **dict(zip(classes, dice.tolist(), strict=True))}
         for index, dice in zip(result.index.tolist(), result.dice, strict=True)
     ]
+    _write(path, rows)
+
+
+def dataset_table(datasets: Mapping[str, DiceResult]) -> str:
+    """Return a line for each dataset, in ASCII; the classes that it has are not the others'."""
+    width = max(len("dataset"), *(len(name) for name in datasets))
+    lines = [f"{'dataset':{width}}  {'Dice':>6}  {'cases':>5}  {'classes':>7}"]
+    for name, result in datasets.items():
+        dice = "-" if math.isnan(result.mean) else f"{result.mean:.4f}"
+        lines.append(f"{name:{width}}  {dice:>6}  {len(result.index):>5}  {int((result.n > 0).sum()):>7}")
+    return "\n".join([*lines, "Dice: mean over the cases of the dataset, then over the classes that some of them has."])
+
+
+def write_datasets(path: Path, datasets: Mapping[str, DiceResult], classes: Sequence[str]) -> None:
+    """Write a row for each class that a dataset has drawn, and one for the mean over its classes."""
+    rows = []
+    for name, result in datasets.items():
+        drawn = [*(~result.reference_ml.isnan()).any(0).tolist(), True]
+        rows += [{"dataset": name, **row} for row, kept in zip(result.rows(classes), drawn, strict=True) if kept]
     _write(path, rows)
 
 

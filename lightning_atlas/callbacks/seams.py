@@ -1,9 +1,10 @@
 """What callbacks ask of the module and of the data module."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
-from jaxtyping import Integer
+from jaxtyping import Integer, Shaped
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
@@ -24,6 +25,21 @@ class Scored(Protocol):
 
 
 @runtime_checkable
+class Restored(Protocol):
+    """A volume on the grid of a file."""
+
+    data: Shaped[Tensor, "1 i j k"]
+
+    def set_data(self, tensor: Shaped[Tensor, "1 i j k"]) -> None:
+        """Put other values in the place of those that are there."""
+        ...
+
+    def save(self, path: Path) -> None:
+        """Write a file."""
+        ...
+
+
+@runtime_checkable
 class CaseData(Protocol):
     """A data module whose cases have names."""
 
@@ -37,6 +53,10 @@ class CaseData(Protocol):
         """Return the names of a split's cases, in the order of their index."""
         ...
 
+    def datasets(self, split: str) -> Sequence[str]:
+        """Return the dataset of each of a split's cases, in the order of their index."""
+        ...
+
     def whole(self, split: str, n: int) -> Batch:
         """Return a whole case."""
         ...
@@ -45,8 +65,8 @@ class CaseData(Protocol):
         """Return each class's Dice of the reference itself, sent to the network's grid and back."""
         ...
 
-    def restore(self, prediction: Integer[Tensor, "i j k"], subject: str) -> Any:
-        """Return a prediction on the grid of the subject's file, as something that has `save(path)`."""
+    def restore(self, rows: Integer[Tensor, "i j k"], subject: str) -> Restored:
+        """Return the rows of a prediction on the grid of the subject's file."""
         ...
 
 

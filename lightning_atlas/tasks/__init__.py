@@ -1,6 +1,8 @@
 """What is predicted: each task has its head's size, loss, metrics and decoding."""
 
 from lightning_atlas.tasks.base import Task
+from lightning_atlas.tasks.multi_label import MultiLabelSegmentation
 from lightning_atlas.tasks.segmentation import Segmentation
+from lightning_atlas.tasks.voxels import VoxelTask
 
-__all__ = ["Segmentation", "Task"]
+__all__ = ["MultiLabelSegmentation", "Segmentation", "Task", "VoxelTask"]

@@ -12,10 +12,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_atlas.contract import Contract
 from lightning_atlas.metrics import CaseDice, DiceResult
-from lightning_atlas.types import Batch
+from lightning_atlas.types import Batch, Prediction
 
 CLASSES = ("liver", "spleen")
 STATES = torch.tensor([[-1, -1], [0, 0], [1, 0], [0, 1]], dtype=torch.int8)
+INSIDE = torch.tensor([[0, 0], [1, 0], [0, 1]], dtype=torch.bool)
 
 
 class Cases(Dataset):
@@ -53,11 +54,14 @@ def collate(items: list[Any]) -> Batch:
 
 
 class Restored:
-    def __init__(self, prediction: Tensor) -> None:
-        self.prediction = prediction
+    def __init__(self, rows: Tensor) -> None:
+        self.data = rows[None]
+
+    def set_data(self, tensor: Tensor) -> None:
+        self.data = tensor
 
     def save(self, path: Any) -> None:
-        torch.save(self.prediction, path)
+        torch.save(self.data[0], path)
 
 
 class ToyData(LightningDataModule):
@@ -67,6 +71,7 @@ class ToyData(LightningDataModule):
         self.batch_size = 2
         self.contract = Contract(classes=CLASSES)
         self.names = names or [f"case {index}" for index in range(cases)]
+        self.hospitals = 1
         self.data = Cases(len(self.names), size)
 
     def describe(self) -> str:
@@ -75,14 +80,17 @@ class ToyData(LightningDataModule):
     def subjects(self, split: str) -> list[str]:
         return self.names
 
+    def datasets(self, split: str) -> list[str]:
+        return [f"hospital {number % self.hospitals}" for number in range(len(self.names))]
+
     def whole(self, split: str, n: int) -> Batch:
         return collate([self.data[n]])
 
     def ceiling(self, split: str) -> dict[str, float]:
         return {"liver": 0.9, "spleen": float("nan")}
 
-    def restore(self, prediction: Tensor, subject: str) -> Restored:
-        return Restored(prediction)
+    def restore(self, rows: Tensor, subject: str) -> Restored:
+        return Restored(rows)
 
     def loader(self, batch_size: int = 1) -> DataLoader:
         # A loader without a generator of its own draws from the global one.
@@ -119,10 +127,11 @@ class ToyModule(LightningModule):
         self.log("train/loss", loss)
         return loss
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        return self.network(batch["image"]).argmax(1)
+    def predict_step(self, batch: Batch, batch_idx: int) -> Prediction:
+        rows = self.network(batch["image"]).argmax(1)
+        return Prediction(rows, INSIDE.expand(len(rows), -1, -1))
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Prediction]:
         prediction = self.predict_step(batch, batch_idx)
         volume = batch["spacing_mm"].prod(1) / 1000
         self.metric.update(prediction, batch["label"], batch["states"], batch["drawn"], batch["index"], volume)

@@ -44,6 +44,28 @@ def test_the_trial_step_leaves_no_trace(with_gradients, module, make_trainer):
     assert all(old is each.grad for old, each in zip(held, module.parameters(), strict=True))
 
 
+def test_a_network_with_several_outputs_is_tried_with_its_own_loss(module, make_trainer, monkeypatch):
+    class Deep(nn.Module):
+        def __init__(self, body):
+            super().__init__()
+            self.body = body
+
+        def forward(self, image):
+            logits = self.body(image)
+            return [logits, nn.functional.max_pool3d(logits, 2)]
+
+    seen = []
+
+    def loss(logits, batch):
+        seen.append([each.shape[2:] for each in logits])
+        return {"loss": sum(each.mean() for each in logits)}
+
+    monkeypatch.setattr(module, "network", Deep(module.network))
+    monkeypatch.setattr(module.task, "loss", loss)
+    assert measure_step(make_trainer(), module, (2, 1, 8, 8, 8)).activations > 0
+    assert set(map(tuple, seen)) == {((8, 8, 8), (4, 4, 4))}
+
+
 def test_a_run_learns_the_same_with_and_without_it(module, data, make_trainer):
     weights = []
     for each, callbacks in ((deepcopy(module), []), (module, [Expectation()])):

@@ -37,6 +37,11 @@ def test_shrink_takes_the_largest_batch_that_fits_and_only_then_smaller_patches(
         assert any(math.prod(np.add(new_size, step)) > voxels for step in itertools.permutations((8, 0, 0)))
 
 
+def test_shrink_keeps_to_the_multiple_of_each_axis():
+    assert shrink(1, (64, 64, 20), 40_000, (16, 16, 4)) == (1, (32, 48, 20))
+    assert shrink(1, (16, 16, 20), 100, (16, 16, 4)) == (1, (16, 16, 4))
+
+
 @pytest.mark.parametrize("step", ["training_step", "validation_step"])
 def test_five_lines_say_what_would_fit_where_it_happened(step, module, data, make_trainer, monkeypatch):
     def fail(self, batch, batch_idx):

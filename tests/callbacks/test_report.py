@@ -1,4 +1,6 @@
 import csv
+import re
+from typing import Any
 
 import matplotlib.image
 import numpy as np
@@ -10,7 +12,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from lightning_atlas.callbacks.baseline import NearestPlaneBaseline
 from lightning_atlas.callbacks.curves import History, learning_curves, smooth
 from lightning_atlas.callbacks.expectation import Expectation
-from lightning_atlas.callbacks.report import RunReport
+from lightning_atlas.callbacks.report import RunReport, first_case, write_datasets
+from lightning_atlas.metrics import DiceResult
+from lightning_atlas.types import Prediction
 
 
 def rows(path):
@@ -69,6 +73,44 @@ def test_the_pictures_are_not_blank_and_stand_in_tensorboard_too(run):
         assert picture[..., :3].std() > 0.05
         (image,) = events.Images(name)
         assert (image.height, image.width) == picture.shape[:2]
+
+
+def test_several_datasets_have_a_table_of_their_own(module, data, make_trainer, tmp_path, capsys):
+    data.hospitals = 2
+    trainer = make_trainer(RunReport(), default_root_dir=tmp_path, enable_progress_bar=False)
+    trainer.test(module, data, verbose=False)
+    dice = module.results["test"].dice
+    out = capsys.readouterr().out
+    found = rows(tmp_path / "datasets.csv")
+    assert [(row["dataset"], row["class"]) for row in found] == [
+        (f"hospital {number}", name) for number in range(2) for name in ("liver", "spleen", "mean")
+    ]
+    for number, mean in enumerate(row for row in found if row["class"] == "mean"):
+        expected = dice[number::2].mean().item()
+        assert float(mean["dice"]) == pytest.approx(expected, abs=1e-5)
+        assert re.search(rf"hospital {number} +{expected:.4f} +2 +2", out)
+    assert "datasets.csv" in out
+
+
+def test_a_class_that_a_dataset_never_drew_has_no_row_there(tmp_path):
+    nan = torch.nan
+    drawn = torch.tensor([[1.0, nan], [1.0, nan]], dtype=torch.double)
+    result = DiceResult(torch.arange(2), drawn, drawn, drawn, drawn * nan)
+    write_datasets(tmp_path / "datasets.csv", {"partial": result}, ["liver", "spleen"])
+    assert [row["class"] for row in rows(tmp_path / "datasets.csv")] == ["liver", "mean"]
+
+
+def test_of_classes_that_overlap_the_last_is_seen(data):
+    batch: Any = {
+        **data.whole("test", 0),
+        "states": torch.tensor([[[-1, -1], [0, 0], [1, -1], [1, 1]]], dtype=torch.int8),
+    }
+    inside = torch.tensor([[[0, 0], [1, 1], [1, 0]]], dtype=torch.bool)
+    label = batch["label"].long()
+    shown = first_case(batch, Prediction(torch.where(label == 3, 1, torch.where(label == 2, 2, 0)), inside))
+    expected = torch.tensor([-1, 0, 1, 2])[label[0]].numpy()
+    assert np.array_equal(shown.scene.reference, expected)
+    assert np.array_equal(shown.scene.prediction, expected)
 
 
 def test_validate_reports_too_and_leaves_the_test_alone(module, data, make_trainer, tmp_path, capsys):

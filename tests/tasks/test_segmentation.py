@@ -5,9 +5,9 @@ from jsonargparse import ArgumentParser
 from torch import nn
 
 from lightning_atlas.inference import SlidingWindow
-from lightning_atlas.losses import drawn_dice_loss, set_cross_entropy
+from lightning_atlas.losses import softmax_losses
 from lightning_atlas.tasks import Segmentation, Task
-from lightning_atlas.types import Batch
+from lightning_atlas.types import Batch, Prediction
 
 CLASSES = ["liver", "spleen"]
 STATES = torch.tensor([[-1, -1], [0, 0], [1, 0], [0, 1], [0, -1]], dtype=torch.int8)
@@ -39,14 +39,14 @@ def task() -> Segmentation:
 
 def test_the_loss_is_the_weighted_sum_of_its_parts():
     batch, logits = make_batch(), torch.randn(2, 3, 8, 8, 8, requires_grad=True)
-    losses = Segmentation(SlidingWindow(), cross_entropy=0.5, dice=2.0).loss(logits, batch)
-    outputs = torch.cat([batch["background"].unsqueeze(2), batch["states"]], 2)
-    cross_entropy = set_cross_entropy(logits, batch["label"], outputs).mean()
-    dice = drawn_dice_loss(logits.softmax(1)[:, 1:], batch["label"], batch["states"], batch["drawn"]).mean()
+    losses = Segmentation(SlidingWindow(), cross_entropy=0.5, dice=2.0, marginal_dice=3.0).loss(logits, batch)
+    terms = softmax_losses(logits, batch["label"], batch["states"], batch["drawn"], batch["background"])
+    cross_entropy, dice, marginal = (terms[name].mean() for name in ("cross_entropy", "dice", "marginal_dice"))
     torch.testing.assert_close(losses["cross_entropy"], cross_entropy)
     torch.testing.assert_close(losses["dice"], dice)
-    torch.testing.assert_close(losses["loss"], 0.5 * cross_entropy + 2 * dice)
-    assert [losses[name].requires_grad for name in ("loss", "cross_entropy", "dice")] == [True, False, False]
+    torch.testing.assert_close(losses["loss"], 0.5 * cross_entropy + 2 * dice + 3 * marginal)
+    assert [name for name, value in losses.items() if value.requires_grad] == ["loss"]
+    assert set(Segmentation(SlidingWindow()).loss(logits, batch)) == {"loss", "cross_entropy", "dice"}
 
 
 def test_logits_that_follow_the_loss_end_at_the_drawn_label(task: Segmentation):
@@ -58,8 +58,9 @@ def test_logits_that_follow_the_loss_end_at_the_drawn_label(task: Segmentation):
         optimizer.step()
     prediction, label = task.decode(logits), batch["label"]
     known = (label >= 1) & (label <= 3)
-    assert torch.equal(prediction[known], label[known] - 1)
-    assert (prediction[label == 4] != 1).all()
+    assert torch.equal(prediction.rows[known], label[known] - 1)
+    assert (prediction.rows[label == 4] != 1).all()
+    assert torch.equal(prediction.inside[0], torch.eye(3, dtype=torch.bool)[:, 1:])
     assert (logits.detach().movedim(1, -1)[label == 0] == 0).all()
 
 
@@ -75,14 +76,15 @@ def test_a_perfect_prediction_scores_one_and_reset_forgets(task: Segmentation):
         liver_ml = (batch["label"] == 2).sum((1, 2, 3)) * 0.01
         torch.testing.assert_close(result.reference_ml[:, 0].float(), liver_ml)
         task.reset(split)
-        task.update(split, torch.zeros_like(prediction), batch)
+        task.update(split, Prediction(torch.zeros_like(prediction.rows), prediction.inside), batch)
         assert task.compute(split).mean == 0
 
 
 def test_the_splits_keep_their_scores_apart(task: Segmentation):
     batch = make_batch()
-    task.update("val", torch.zeros_like(batch["label"]), batch)
-    task.update("test", torch.zeros_like(batch["label"]), {**batch, "index": batch["index"] + 7})
+    prediction = task.decode(torch.zeros(2, 3, 8, 8, 8))
+    task.update("val", prediction, batch)
+    task.update("test", prediction, {**batch, "index": batch["index"] + 7})
     assert task.compute("val").index.tolist() == [0, 1]
     assert task.compute("test").index.tolist() == [7, 8]
 
@@ -96,7 +98,9 @@ def test_the_head_has_an_output_for_the_background(task: Segmentation):
 def test_more_than_255_classes_are_told_apart(task: Segmentation):
     logits = torch.zeros(1, 301, 1, 1, 2)
     logits[0, 300, 0, 0, 0] = 1
-    assert task.decode(logits).flatten().tolist() == [300, 0]
+    prediction = task.decode(logits)
+    assert prediction.rows.flatten().tolist() == [300, 0]
+    assert prediction.inside[0, 300].nonzero().flatten().tolist() == [299]
 
 
 def test_mirrored_windows_swap_the_outputs_of_sided_classes_behind_the_background():
@@ -110,7 +114,7 @@ def test_mirrored_windows_swap_the_outputs_of_sided_classes_behind_the_backgroun
 
 
 def test_the_task_adds_nothing_to_a_checkpoint(task: Segmentation):
-    task.update("val", make_batch()["label"] % 3, make_batch())
+    task.update("val", task.decode(torch.zeros(2, 3, 8, 8, 8)), make_batch())
     assert not task.state_dict()
     assert not list(task.parameters())
 
@@ -123,4 +127,4 @@ def test_a_recipe_can_name_it():
     task = parser.instantiate(parser.parse_object({"task": recipe})).task
     assert isinstance(task, Segmentation)
     assert task.window.patch == (64, 64, 16)
-    assert (task.cross_entropy, task.dice) == (1.0, 0.5)
+    assert task.weights == {"cross_entropy": 1.0, "dice": 0.5, "marginal_dice": 0.0}
