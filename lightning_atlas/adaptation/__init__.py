@@ -1,5 +1,6 @@
 """Source weights and what moves: intake, published weights, freezing and learning rates by stage."""
 
+from lightning_atlas.adaptation.inflation import start_at_prior
 from lightning_atlas.adaptation.intake import IntakeReport, load_weights, read_weights
 from lightning_atlas.adaptation.schedules import ConstantSchedule, CosineSchedule, PolynomialSchedule, Schedule
 from lightning_atlas.adaptation.stages import (
@@ -44,6 +45,7 @@ __all__ = [
     "read_weights",
     "set_modes",
     "stage_table",
+    "start_at_prior",
     "write_entry",
     "write_weights",
 ]

@@ -1,18 +1,22 @@
-"""Tensors that arrive in another shape than they left: so far, the rows of a head whose classes changed."""
+"""Tensors that arrive in another shape than they left: rows of a head whose classes changed, channels of the image."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lightning_atlas.networks.base import Network, output_layer
+from lightning_atlas.networks.base import Network
 
 BACKGROUND = "background"
 
 
 def output_names(outputs: int, classes: Sequence[str]) -> tuple[str, ...] | None:
-    """Name the outputs of a softmax head: background, then the classes; `None` where the count does not say that."""
-    return (BACKGROUND, *classes) if classes and outputs == len(classes) + 1 else None
+    """Name the outputs of a head: the classes (sigmoid), background before them (softmax); `None` for another count."""
+    if not classes or outputs not in (len(classes), len(classes) + 1):
+        return None
+    return tuple(classes) if outputs == len(classes) else (BACKGROUND, *classes)
 
 
 def same_names(source: Sequence[str], target: Sequence[str]) -> dict[int, int]:
@@ -36,8 +40,25 @@ def head_rows(target: Tensor, source: Tensor, rows: Mapping[int, int], axis: int
     return result
 
 
+class Taken(NamedTuple):
+    """A tensor in the shape that the network wants.
+
+    Args:
+        value: The tensor.
+        how: What was taken and what was not.
+        fresh: Outputs that stayed as initialised.
+    """
+
+    value: Tensor
+    how: str
+    fresh: tuple[str, ...] = ()
+
+
 class HeadByName:
-    """The output layer of a network, where the classes are known on both sides and are not the same.
+    """The outputs of a network, where the classes are known on both sides.
+
+    An output whose class the source does not know stays as the network has initialised it. From a sigmoid head into a
+    softmax head the background is such an output; the rows of the classes are taken all the same.
 
     Args:
         network: Already has the outputs for its own classes.
@@ -47,28 +68,119 @@ class HeadByName:
 
     def __init__(self, network: Network, theirs: Sequence[str], ours: Sequence[str]) -> None:
         self.theirs, self.ours = tuple(theirs), tuple(ours)
-        self.axes: dict[str, int] = {}
-        """Along which axis the outputs lie, for each tensor of the layer under each of its names."""
-        if self.theirs and self.ours and self.theirs != self.ours:
-            layer = network.get_submodule(output_layer(network))
-            axes = {id(layer.weight): int(isinstance(layer, nn.ConvTranspose3d)), id(layer.bias): 0}
-            named = network.named_parameters(remove_duplicate=False)
-            self.axes = {name: axes[id(each)] for name, each in named if id(each) in axes}
+        self.axes: dict[str, int] = network.output_axes() if ours else {}
+        """Along which axis the outputs lie, for each tensor that has one for each."""
 
-    def take(self, name: str, tensor: Tensor, target: Tensor) -> tuple[Tensor, str, bool] | None:
-        """Return the new tensor, what was taken, and whether that is all; `None` where names do not tell."""
+    def take(self, name: str, tensor: Tensor, target: Tensor) -> Taken | None:
+        """Return the tensor with the outputs of the source that have a name here; `None` where names do not tell."""
         axis = self.axes.get(name)
         if axis is None or _without(tensor.shape, axis) != _without(target.shape, axis):
             return None
         theirs = output_names(tensor.shape[axis], self.theirs)
         ours = output_names(target.shape[axis], self.ours)
-        if theirs is None or ours is None:
+        rows = same_names(theirs or (), ours or ())
+        if not rows or theirs is None or ours is None or theirs == ours:
             return None
-        rows = same_names(theirs, ours)
-        fresh = ", ".join(each for row, each in enumerate(ours) if row not in rows)
-        how = f"{len(theirs)} -> {len(ours)} outputs: {', '.join(ours[row] for row in rows)} taken by name"
-        return head_rows(target, tensor, rows, axis), how + (f"; fresh: {fresh}" if fresh else ""), not fresh
+        fresh = tuple(each for row, each in enumerate(ours) if row not in rows)
+        kinds = [_kind(theirs), _kind(ours)]
+        how = f"{len(theirs)} -> {len(ours)} outputs" + (f" ({' -> '.join(kinds)})" if kinds[0] != kinds[1] else "")
+        how += f": {', '.join(ours[row] for row in rows)} taken by name"
+        value = head_rows(target, tensor, rows, axis)
+        return Taken(value, how + (f"; fresh: {', '.join(fresh)}" if fresh else ""), fresh)
+
+    def refuses(self, name: str) -> bool:
+        """Tell whether a tensor may not be taken whole: its outputs are other classes than the network's."""
+        return name in self.axes and bool(self.theirs) and self.theirs != self.ours
+
+    def all_fresh(self, values: Collection[str], targets: Mapping[str, Tensor]) -> list[str]:
+        """Return the names of all outputs if nothing was taken for any of them, else none."""
+        if not self.axes or any(name in values for name in self.axes):
+            return []
+        name, axis = next(iter(self.axes.items()))
+        return list(output_names(targets[name].shape[axis], self.ours) or ())
+
+
+def _kind(names: Sequence[str]) -> str:
+    return "softmax" if names[0] == BACKGROUND else "sigmoid"
 
 
 def _without(shape: torch.Size, axis: int) -> tuple[int, ...]:
     return tuple(side for each, side in enumerate(shape) if each != axis)
+
+
+def repeat_channels(tensor: Tensor, target: Tensor) -> Taken | None:
+    """Return a kernel for one channel as one for several: repeated, and divided by their number.
+
+    An image whose channels are all the same then gives the result of the one channel. This is the common practice
+    for published weights with one channel; which channel means what has to be learned.
+
+    Args:
+        tensor: The trained kernel, outputs first, then input channels.
+        target: The network's.
+
+    Returns:
+        `None` where the two differ in anything but the channels, or the tensor has more than one.
+    """
+    fits = tensor.ndim == 5 and tensor.ndim == target.ndim and _without(tensor.shape, 1) == _without(target.shape, 1)
+    if not fits or tensor.shape[1] != 1 or target.shape[1] == 1:
+        return None
+    channels = target.shape[1]
+    value = tensor.to(target.dtype).expand_as(target) / channels
+    return Taken(value, f"1 -> {channels} input channels: repeated, and divided by {channels}")
+
+
+def start_at_prior(
+    network: Network,
+    classes: Sequence[str],
+    prior: float | Mapping[str, float],
+    fresh: Collection[str] | None = None,
+) -> None:
+    """Set the biases of new outputs so that, before training, they expect each class in its share of the voxels.
+
+    A rare class then starts with small gradients from the many voxels without it. The bias is log(p / (1 - p)) in a
+    sigmoid head and log(p) in a softmax head, whose background has what is left; the weights stay as initialised.
+
+    Args:
+        network: Sized for its classes; changed in place.
+        classes: In the order of its outputs, without background.
+        prior: Share of the voxels, between 0 and 1: of each class, or one for all of them.
+        fresh: Outputs to set, such as the report's `fresh_outputs`; all by default.
+
+    Raises:
+        ValueError: A share is missing or impossible, or the head has no biases, as a text head.
+    """
+    shares = dict(prior) if isinstance(prior, Mapping) else dict.fromkeys(classes, prior)
+    if missing := [name for name in classes if name not in shares]:
+        raise ValueError(
+            f"the prior has no share of {', '.join(missing[:5])}: give each class one, or one number for all"
+        )
+    shares[BACKGROUND] = 1.0 - math.fsum(shares[name] for name in classes)
+    biases = [each for name in network.output_axes() if (each := network.state_dict()[name]).ndim == 1]
+    if not biases:
+        raise ValueError(
+            f"the head of {type(network).__name__} has no biases that could start at a prior: leave it out"
+        )
+    for bias in biases:
+        names = output_names(len(bias), classes) or ()
+        logit = _log_share if _kind(names or classes) == "softmax" else _log_odds
+        for row, name in enumerate(names):
+            if fresh is None or name in fresh:
+                bias[row] = logit(name, shares[name])
+
+
+def _log_share(name: str, share: float) -> float:
+    _check_share(name, share)
+    return math.log(share)
+
+
+def _log_odds(name: str, share: float) -> float:
+    _check_share(name, share)
+    return math.log(share) - math.log1p(-share)
+
+
+def _check_share(name: str, share: float) -> None:
+    if not 0.0 < share < 1.0:
+        raise ValueError(
+            f"the prior leaves {name} a share of {share:.4g} of the voxels; each must lie between 0 and 1, and those "
+            "of all classes of a softmax head must add up to less than 1: give smaller ones"
+        )

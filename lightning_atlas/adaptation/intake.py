@@ -1,122 +1,125 @@
-"""From a file or a published name into a network: rename, match strictly, copy, and report all of it."""
+"""From a file, a folder or a published name into a network: rename, match strictly, copy, and report all of it."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import fields, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lightning_atlas.adaptation import zoo
-from lightning_atlas.adaptation.inflation import HeadByName
+from lightning_atlas.adaptation import exported, nnunet, zoo
+from lightning_atlas.adaptation.inflation import HeadByName, repeat_channels
+from lightning_atlas.adaptation.intake_report import IntakeReport, Reshaped, Unmatched, some
+from lightning_atlas.adaptation.key_rules import Fit, best_fit
 from lightning_atlas.adaptation.weights import SUFFIXES, SourceWeights, read_file
+from lightning_atlas.adaptation.zoo import ZooEntry
 from lightning_atlas.networks.base import Network, stage_parameters
-
-PREFIXES = ("module.", "_orig_mod.", "network.", "model.", "backbone.", "net.", "encoder.")
-"""What wrappers put before a name: DataParallel, torch.compile, and modules that hold the network."""
-SHOWN = 8
-"""Lines that a printed report gives to each group."""
-
-
-class Unmatched(NamedTuple):
-    """A tensor on one side for which the other has none of that name and shape.
-
-    Args:
-        name: As on its own side.
-        shape: Its own.
-        other: The shape under the same name on the other side, if there is one.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    other: tuple[int, ...] | None = None
-
-    def __str__(self) -> str:
-        return f"{self.name} {_shape(self.shape)}" + ("" if self.other is None else f" (there {_shape(self.other)})")
-
-
-class Reshaped(NamedTuple):
-    """A tensor of which parts were taken over.
-
-    Args:
-        source: Name in the file.
-        name: Name in the network.
-        how: What was taken and what was not.
-        complete: Nothing of it was left as initialised.
-    """
-
-    source: str
-    name: str
-    how: str
-    complete: bool
-
-
-@dataclass
-class IntakeReport:
-    """What became of each tensor of a file and of a network; each is in exactly one list of its side.
-
-    Args:
-        origin: The file.
-        prefix: What was dropped from the front of the file's names.
-        loaded: Names that are the same on both sides.
-        renamed: Name in the file, name in the network.
-        reshaped: Tensors of which parts were taken over.
-        fresh: Tensors of the network that stayed as initialised.
-        left_over: Tensors of the file that nothing took.
-        encoder_share: Share of the encoder's parameters, counted in numbers, that was loaded.
-    """
-
-    origin: str
-    prefix: str = ""
-    loaded: list[str] = field(default_factory=list)
-    renamed: list[tuple[str, str]] = field(default_factory=list)
-    reshaped: list[Reshaped] = field(default_factory=list)
-    fresh: list[Unmatched] = field(default_factory=list)
-    left_over: list[Unmatched] = field(default_factory=list)
-    encoder_share: float = 0.0
-
-    @property
-    def fresh_names(self) -> set[str]:
-        """Names in the network of all tensors that hold at least one number as initialised."""
-        return {each.name for each in self.fresh} | {each.name for each in self.reshaped if not each.complete}
-
-    def __str__(self) -> str:
-        words = {"fresh": "fresh (new, as initialised)", "left_over": "left over (in the file, not used)"}
-        counts = ", ".join(
-            f"{len(getattr(self, group))} {words.get(group, group)}"
-            for group in ("loaded", "renamed", "reshaped", "fresh", "left_over")
-        )
-        lines = [f"tensors of {self.origin}: {counts}; {self.encoder_share:.1%} of the encoder's parameters"]
-        if self.renamed:
-            source, name = self.renamed[0]
-            lines.append(f"  renamed    {self.prefix!r} dropped: {source} -> {name}" + _rest(self.renamed, 1))
-        lines += _group("reshaped", [f"{each.name} {each.how}" for each in self.reshaped])
-        lines += _group("fresh", self.fresh)
-        lines += _group("left over", self.left_over)
-        return "\n".join(lines)
 
 
 def read_weights(name_or_path: str) -> SourceWeights:
-    """Read weights by the path of a file or the name of published ones; a file goes first.
+    """Read weights by the path of a file or folder, or the name of published ones; a path goes first.
+
+    A file whose hash is a published one is read by the rules of its entry, wherever it lies and whatever it is called;
+    `NAME=FILE` reads any file by the rules of an entry. A checkpoint of nnU-Net v2 is read by its plans.
 
     Raises:
-        FileNotFoundError: There is neither.
+        FileNotFoundError: There is nothing of the kind, or published weights were not fetched yet.
         ValueError: The file cannot be read safely, is damaged or empty, or is not the published one.
     """
-    path = Path(name_or_path).expanduser()
+    path, published = Path(name_or_path).expanduser(), zoo.entries()
+    if path.is_dir():
+        return read_folder(path)
     if path.is_file():
-        return read_file(path)
-    published = zoo.entries()
+        if nnunet.is_checkpoint(path):
+            return nnunet.read_checkpoint(path)
+        source = read_file(path)
+        entry = next((each for each in published.values() if _is_of(source, path, each)), None)
+        return by_entry(source, entry) if entry else source
     if name_or_path in published:
-        entry = published[name_or_path]
-        return read_file(entry.path, entry.sha256)
+        return _read_published(published[name_or_path])
+    name, _, file = name_or_path.partition("=")
+    if name in published and Path(file).expanduser().is_file():
+        return by_entry(read_file(Path(file).expanduser()), published[name])
     raise FileNotFoundError(_not_found(name_or_path, path, list(published)))
 
 
+def read_folder(folder: Path) -> SourceWeights:
+    """Read an export of this library, or a folder of results of nnU-Net v2; the latter may lie in the one given.
+
+    Raises:
+        ValueError: It is neither, or holds several results.
+    """
+    if exported.is_export(folder):
+        return exported.read_export(folder)
+    results = [each for each in (folder, *sorted(folder.glob("*/"))) if nnunet.is_results(each)]
+    if len(results) == 1:
+        return nnunet.read_results(results[0])
+    if results:
+        raise ValueError(f"{folder} holds several folders of results; name one: {', '.join(map(str, results))}")
+    raise ValueError(
+        f"{folder} is neither an export (atlas.json, weights.safetensors) nor a folder of results of nnU-Net v2 "
+        f"(plans.json, dataset.json, fold_0); files of weights in it: {_files_in(folder) or 'none'}"
+    )
+
+
+def by_entry(source: SourceWeights, entry: ZooEntry) -> SourceWeights:
+    """Return tensors under the names that an entry's network has for them, with all that the entry says.
+
+    Raises:
+        ValueError: The rules give two tensors one name.
+    """
+    tensors, skipped = entry.rules.apply(source.tensors)
+    return SourceWeights(
+        tensors,
+        entry.contract,
+        f"{source.origin} ({entry.name})",
+        source.sha256,
+        entry.network,
+        _texts(entry),
+        entry.fills,
+        skipped,
+    )
+
+
+def _texts(entry: ZooEntry) -> dict[str, Any]:
+    texts = ("name", "licence", "origin", "card", "citation", "sources", "doubts", "url", "head")
+    return {key: getattr(entry, key) for key in texts}
+
+
+def _read_published(entry: ZooEntry) -> SourceWeights:
+    if entry.path.is_dir():
+        source = read_folder(entry.path)
+        stated = source.contract or entry.contract
+        unknown = [each.name for each in fields(stated) if getattr(stated, each.name) is None]
+        contract = replace(stated, **{key: getattr(entry.contract, key) for key in unknown})
+        card = source.card | _texts(entry)
+        return replace(source, contract=contract, card=card, origin=f"{source.origin} ({entry.name})")
+    if not entry.path.is_file():
+        size = f" ({entry.size_bytes / 1e6:,.0f} MB)" if entry.size_bytes else ""
+        raise FileNotFoundError(
+            f"{entry.name} is published, and {entry.path} is not here.\n"
+            f"Fetch it{size}: lightning-atlas weights fetch {entry.name}\n"
+            f"or give the path of a copy of {entry.path.name} in the place of the name"
+        )
+    return by_entry(read_file(entry.path, entry.hash), entry)
+
+
+def _is_of(source: SourceWeights, path: Path, entry: ZooEntry) -> bool:
+    if entry.hash:
+        return source.sha256.startswith(entry.hash)
+    size = entry.size_bytes
+    return path.name == entry.path.name and (size is None or size == path.stat().st_size)
+
+
 def load_weights(
-    network: Network, source: SourceWeights, classes: Sequence[str] = (), required_share: float = 0.9
+    network: Network,
+    source: SourceWeights,
+    classes: Sequence[str] = (),
+    required_share: float = 0.9,
+    several_channels: bool = False,
 ) -> IntakeReport:
     """Copy into a network what fits by name and shape; outputs of the head go by the names of their classes.
 
@@ -125,7 +128,9 @@ def load_weights(
         source: As read; known prefixes are dropped from the front of all its names.
         classes: Of the network's outputs in order, without background; with them and those of the source's contract,
             the head takes the outputs whose class it shares. Without either it is taken whole or not at all.
-        required_share: The least share of the encoder's parameters that must be loaded.
+        required_share: The least share of the parameters that must be loaded, of those of the encoder that the source
+            is meant to fill.
+        several_channels: Take kernels for one channel where the network has several, as `repeat_channels` does.
 
     Raises:
         ValueError: Less than that was found; the network is as before.
@@ -133,93 +138,116 @@ def load_weights(
     if not 0.0 <= required_share <= 1.0:
         raise ValueError(f"required_share is {required_share}; it is a share of the whole, from 0 to 1")
     targets = {name: each for name, each in network.state_dict().items() if isinstance(each, Tensor)}
-    prefix = common_prefix(source.tensors, targets)
-    report = IntakeReport(source.origin, prefix)
-    values: dict[str, Tensor] = {}
-    head = HeadByName(network, source.contract.classes if source.contract else (), classes)
-    for name, target in targets.items():
-        key = prefix + name
-        tensor = source.tensors.get(key)
-        if tensor is None:
-            report.fresh.append(Unmatched(name, tuple(target.shape)))
-        elif (taken := head.take(name, tensor, target)) is not None:
-            values[name], how, complete = taken
-            report.reshaped.append(Reshaped(key, name, how, complete))
-        elif tensor.shape != target.shape or name in head.axes:
-            report.fresh.append(Unmatched(name, tuple(target.shape), tuple(tensor.shape)))
-            report.left_over.append(Unmatched(key, tuple(tensor.shape), tuple(target.shape)))
-        else:
-            values[name] = tensor
-            report.renamed.append((key, name)) if prefix else report.loaded.append(name)
-    unknown = (key for key in source.tensors if not (key.startswith(prefix) and key[len(prefix) :] in targets))
-    report.left_over += [Unmatched(key, tuple(source.tensors[key].shape)) for key in unknown]
-    report.encoder_share = _encoder_share(network, values)
-    _check_share(network, report, required_share)
+    shapes = {name: each.shape for name, each in targets.items()}
+    fit = best_fit({name: each.shape for name, each in source.tensors.items()}, shapes)
+    report = IntakeReport(source.origin, fit.dropped, fit.added, skipped=dict(source.skipped))
+    head = HeadByName(network, _classes(source), classes)
+    values = _match(head, source, targets, report, several_channels, second_names(network))
+    parameters = _encoder_parameters(network)
+    report.encoder_share = _share(parameters, values)
+    claimed = tuple(fit.added + each for each in source.fills)
+    meant = {name: count for name, count in parameters.items() if not claimed or name.startswith(claimed)}
+    if _share(meant, values) < required_share or not (report.loaded or report.renamed):
+        raise ValueError(_too_little(network, source, report, _share(meant, values), required_share))
+    report.notes += _other_conventions(network, source)
     with torch.no_grad():
         for name, value in values.items():
             targets[name].copy_(value)
     return report
 
 
-def common_prefix(source: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> str:
-    """Return the combination of known prefixes without which most of the source's names and shapes fit the targets."""
-    candidates = {""}
-    for key in source:
-        prefix = ""
-        while step := next((known for known in PREFIXES if key.startswith(known, len(prefix))), None):
-            prefix += step
-            candidates.add(prefix)
-
-    def fitting(prefix: str) -> tuple[int, int, int]:
-        names = [(key, key[len(prefix) :]) for key in source if key.startswith(prefix)]
-        known = [(key, name) for key, name in names if name in targets]
-        return sum(source[key].shape == targets[name].shape for key, name in known), len(known), -len(prefix)
-
-    return max(sorted(candidates), key=fitting)
+def second_names(network: nn.Module) -> set[str]:
+    """Return every further name of a tensor that a network has under several, as where a decoder holds its encoder."""
+    first = {*dict(network.named_parameters()), *dict(network.named_buffers())}
+    parameters, buffers = (each(remove_duplicate=False) for each in (network.named_parameters, network.named_buffers))
+    return {*dict(parameters), *dict(buffers)} - first
 
 
-def _encoder_share(network: Network, values: Mapping[str, Tensor]) -> float:
+def _match(
+    head: HeadByName,
+    source: SourceWeights,
+    targets: Mapping[str, Tensor],
+    report: IntakeReport,
+    several_channels: bool,
+    second: Collection[str],
+) -> dict[str, Tensor]:
+    """Return the value of each tensor that the source fills, and sort all tensors of both sides into the report."""
+    fit, values, used = Fit(report.prefix, report.added), {}, set()
+    for name, target in targets.items():
+        key = fit.key(name)
+        tensor = source.tensors.get(key) if key is not None else None
+        if tensor is None and name in second:
+            continue  # it is filled under its first name, by which a file may have it alone
+        if key is None or tensor is None:
+            report.fresh.append(Unmatched(name, tuple(target.shape)))
+            continue
+        used.add(key)
+        taken = head.take(name, tensor, target) or (repeat_channels(tensor, target) if several_channels else None)
+        if taken is not None:
+            values[name] = taken.value
+            report.reshaped.append(Reshaped(key, name, taken.how, not taken.fresh))
+            report.fresh_outputs = list(taken.fresh) or report.fresh_outputs
+        elif tensor.shape != target.shape or head.refuses(name):
+            report.fresh.append(Unmatched(name, tuple(target.shape), tuple(tensor.shape)))
+            report.left_over.append(Unmatched(key, tuple(tensor.shape), tuple(target.shape)))
+        else:
+            values[name] = tensor
+            report.renamed.append((key, name)) if key != name else report.loaded.append(name)
+    report.left_over += [Unmatched(key, tuple(each.shape)) for key, each in source.tensors.items() if key not in used]
+    report.fresh_outputs = report.fresh_outputs or head.all_fresh(values, targets)
+    return values
+
+
+def _classes(source: SourceWeights) -> tuple[str, ...]:
+    return source.contract.classes if source.contract else ()
+
+
+def _encoder_parameters(network: Network) -> dict[str, int]:
     stages = [stage for stage in network.stages() if stage.part == "encoder"]
-    parameters = {name: each.numel() for stage in stages for name, each in stage_parameters(network, stage).items()}
-    loaded = sum(count for name, count in parameters.items() if name in values)
-    return loaded / max(1, sum(parameters.values()))
+    return {name: each.numel() for stage in stages for name, each in stage_parameters(network, stage).items()}
 
 
-def _check_share(network: Network, report: IntakeReport, required: float) -> None:
-    if report.encoder_share >= required and (report.loaded or report.renamed):
-        return
-    raise ValueError(
-        f"{report.origin} fills {report.encoder_share:.1%} of the encoder of {type(network).__name__}, and "
-        f"{required:.1%} are required: probably weights of another network, or of one with other arguments. "
-        f"Fresh would be {_first(report.fresh)}; left over {_first(report.left_over)}. "
-        f"Set model.init_args.network to theirs, or lower model.init_args.required_share"
-    )
+def _share(parameters: Mapping[str, int], values: Mapping[str, Tensor]) -> float:
+    return sum(count for name, count in parameters.items() if name in values) / max(1, sum(parameters.values()))
+
+
+def _other_conventions(network: Network, source: SourceWeights) -> list[str]:
+    told = zoo.settings(source.network or {})
+    return [
+        f"these weights are used with {key}: {str(told[key]).lower()}, and the network has {ours}: what it computes "
+        "from them is not what was published; set it in model.init_args.network"
+        for key, ours in network.conventions().items()
+        if key in told and str(told[key]).lower() != ours
+    ]
+
+
+def _too_little(network: Network, source: SourceWeights, report: IntakeReport, share: float, required: float) -> str:
+    what = f"{', '.join(source.fills)} in the encoder" if source.fills else "the encoder"
+    lines = [
+        f"{report.origin} fills {share:.1%} of {what} of {type(network).__name__}, and {required:.1%} are required: "
+        "probably weights of another network, or of one with other arguments.",
+        f"Fresh would be {some(report.fresh)}; left over {some(report.left_over)}.",
+    ]
+    near = zoo.nearest(source.tensors)
+    if not near:
+        return "\n".join([*lines, "Set model.init_args.network to theirs, or lower model.init_args.required_share"])
+    best = zoo.entries()[near[0].name]
+    spec = json.dumps(best.network).replace('"', "").replace(zoo.NETWORKS, "")
+    lines.append(f"It looks like {', '.join(map(str, near))}: set model.init_args.network to {spec},")
+    how = f"and, if names differ, weights to {best.name}=FILE; " if best.rules.rename else ""
+    return "\n".join([*lines, how + "or lower model.init_args.required_share"])
 
 
 def _not_found(name: str, path: Path, published: list[str]) -> str:
     known = get_close_matches(name, published, n=3, cutoff=0.4) or published[:3]
     folder = path.parent
-    files = [each.name for each in sorted(folder.iterdir()) if each.suffix in SUFFIXES] if folder.is_dir() else []
-    near = [str(folder / each) for each in get_close_matches(path.name, files, n=3, cutoff=0.4) or files[:3]]
-    what = "a folder, not a file of weights" if path.is_dir() else "neither a file nor the name of published weights"
     return (
-        f"{name} is {what}. Nearest published: {', '.join(known) or 'none'}; "
-        f"nearest files in {folder.absolute()}: {', '.join(near) or 'none'}"
+        f"{name} is neither a file, a folder nor the name of published weights. "
+        f"Nearest published: {', '.join(known) or 'none'}; "
+        f"nearest files in {folder.absolute()}: {_files_in(folder, path.name) or 'none'}"
     )
 
 
-def _shape(shape: Sequence[int]) -> str:
-    return "x".join(map(str, shape)) or "scalar"
-
-
-def _first(entries: Sequence[Unmatched], shown: int = 3) -> str:
-    return (", ".join(str(each) for each in entries[:shown]) or "nothing") + _rest(entries, shown)
-
-
-def _rest(entries: Sequence[object], shown: int) -> str:
-    return f" and {len(entries) - shown} more" if len(entries) > shown else ""
-
-
-def _group(title: str, entries: Sequence[object]) -> list[str]:
-    lines = [f"  {title:<10} {each}" for each in entries[:SHOWN]]
-    return [*lines, f"  {title:<10}{_rest(entries, SHOWN)}"] if len(entries) > SHOWN else lines
+def _files_in(folder: Path, like: str = "") -> str:
+    files = [each.name for each in sorted(folder.iterdir()) if each.suffix in SUFFIXES] if folder.is_dir() else []
+    return ", ".join(str(folder / each) for each in get_close_matches(like, files, n=3, cutoff=0.4) or files[:3])

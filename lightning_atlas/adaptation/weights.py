@@ -5,11 +5,12 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -17,9 +18,16 @@ from torch import Tensor, nn
 
 from lightning_atlas.contract import Contract
 
-SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth")
-NESTS = ("state_dict", "net", "network_weights", "model", "model_state_dict")
+SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".model")
+NESTS = ("state_dict", "net", "network_weights", "model", "model_state_dict", "teacher", "student")
 """Where checkpoints keep their state dict: Lightning and MONAI, SuPreM, nnU-Net, and others."""
+NESTED = 2
+"""How deep such nests lie in each other."""
+NUMPY_SCALARS: list[Any] = [
+    *((np.float64(0).__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    *(np.dtype, *(type(np.dtype(kind)) for kind in (np.float32, np.float64, np.int64, np.bool_))),
+]
+"""What nnU-Net and its children store beside their tensors: single numbers of NumPy, which run no code when read."""
 OWN_KEY, OWN_PREFIX = "lightning_atlas", "network."
 """What a checkpoint of this library carries, and where its network lies among its tensors."""
 
@@ -33,20 +41,36 @@ class SourceWeights:
         contract: What they expect of an image; `None` where the file does not say.
         origin: The file.
         sha256: Of the whole file.
+        network: `class_path` and `init_args` of the network that they fit, where that is known.
+        card: What else is known of them, as published or exported.
+        fills: Beginnings of the network's names that they are meant to fill; empty for all but the head.
+        skipped: Names in the file that no network takes, and why.
     """
 
     tensors: dict[str, Tensor]
     contract: Contract | None
     origin: str
     sha256: str
+    network: dict[str, Any] | None = None
+    card: dict[str, Any] = field(default_factory=dict)
+    fills: tuple[str, ...] = ()
+    skipped: dict[str, str] = field(default_factory=dict)
+
+
+class Content(NamedTuple):
+    """What a file holds: tensors by its own names, and what its header says of them."""
+
+    tensors: dict[str, Tensor]
+    contract: Contract | None = None
+    card: Mapping[str, Any] = {}
 
 
 def read_file(path: Path, sha256: str | None = None) -> SourceWeights:
     """Read the tensors and the contract of a weights file without running anything in it.
 
     Args:
-        path: `.safetensors`, or a `.pt`, `.pth` or `.ckpt` that holds a state dict, bare or nested.
-        sha256: What the file's hash must be; checked before the file is parsed.
+        path: `.safetensors`, or a `.pt`, `.pth`, `.ckpt` or `.model` that holds a state dict, bare or nested.
+        sha256: What the file's hash must be, or its first digits; checked before the file is parsed.
 
     Raises:
         ValueError: Another kind of file, another hash, a damaged file, more than tensors in it, none, or one that is
@@ -54,23 +78,50 @@ def read_file(path: Path, sha256: str | None = None) -> SourceWeights:
     """
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{path} is no weights file: expected one that ends in {', '.join(SUFFIXES)}")
-    found = _sha256(path)
-    if sha256 is not None and found != sha256:
+    check_is_binary(path)
+    found = file_sha256(path)
+    if sha256 is not None and not found.startswith(sha256):
         raise ValueError(f"{path} is not the published file: its sha256 is {found}, expected {sha256}; fetch it again")
     read = _read_safetensors if path.suffix == ".safetensors" else _read_checkpoint
-    tensors, contract = read(path)
+    tensors, contract, card = read(path)
     _check_finite(tensors, path)
-    return SourceWeights(tensors, contract, str(path), found)
+    return SourceWeights(tensors, contract, str(path), found, card.get("network"), dict(card))
+
+
+def check_is_binary(path: Path) -> None:
+    """Refuse what a browser or git leaves in the place of a large file.
+
+    Raises:
+        ValueError: The file is empty, a web page, or a pointer of git's large file storage.
+    """
+    with path.open("rb") as file:
+        start = file.read(1024).lstrip().lower()
+    if not start:
+        raise ValueError(f"{path} is damaged: it is empty; fetch it again")
+    if start.startswith((b"<!doctype html", b"<html", b"<?xml")):
+        raise ValueError(
+            f"{path} is a web page, not weights: the page about the file was saved in its place. Save what its "
+            "download button gives; on Hugging Face that address has /resolve/ where the page's has /blob/"
+        )
+    if start.startswith(b"version https://git-lfs"):
+        raise ValueError(
+            f"{path} is a pointer of git's large file storage, not weights: run `git lfs pull` in its folder"
+        )
 
 
 def write_weights(
-    path: Path, network: nn.Module, contract: Contract, card: Mapping[str, Any], half: bool = False
+    path: Path,
+    network: nn.Module | Mapping[str, Tensor],
+    contract: Contract,
+    card: Mapping[str, Any],
+    half: bool = False,
 ) -> None:
     """Write a network's tensors with contract and card as safetensors; `read_file` returns them.
 
     Args:
         path: Ends in `.safetensors`; replaced in one go, so a killed run leaves no half file.
-        network: Its whole state dict is written, on whatever device it lies.
+        network: Its whole state dict is written, on whatever device it lies; or tensors by name. A tensor of several
+            names is written under the first.
         contract: What the network expects of an image.
         card: Plain values: what the weights are, where they come from, their licence.
         half: Store floating-point tensors in 16 bits.
@@ -80,7 +131,8 @@ def write_weights(
     """
     if path.suffix != ".safetensors":
         raise ValueError(f"{path}: weights are written as .safetensors")
-    tensors = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
+    given = network.state_dict() if isinstance(network, nn.Module) else network
+    tensors = {name: tensor.detach().cpu() for name, tensor in _first_names(given).items()}
     if half:
         tensors = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
     _check_finite(tensors, path)
@@ -94,18 +146,25 @@ def write_weights(
     aside.replace(path)
 
 
+def _first_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    memory = {name: (each.data_ptr(), each.shape, each.stride()) for name, each in tensors.items()}
+    first = {place: name for name, place in reversed(memory.items())}
+    return {name: each for name, each in tensors.items() if each.numel() == 0 or first[memory[name]] == name}
+
+
 def read_card(path: Path) -> dict[str, Any]:
     """Return the card in the header of a file that `write_weights` wrote."""
     with safe_open(path, framework="pt") as file:
         return json.loads((file.metadata() or {}).get("card", "{}"))
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """Return the hash of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Contract | None]:
+def _read_safetensors(path: Path) -> Content:
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             header = file.metadata() or {}
@@ -115,10 +174,11 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Contract | None]:
         raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
     if not tensors:
         raise ValueError(f"{path} holds no tensors")
-    return tensors, _contract(header["contract"], path) if "contract" in header else None
+    contract = _contract(header["contract"], path) if "contract" in header else None
+    return Content(tensors, contract, _card(header.get("card", "{}"), path))
 
 
-def _read_checkpoint(path: Path) -> tuple[dict[str, Tensor], Contract | None]:
+def _read_checkpoint(path: Path) -> Content:
     content = _load_safely(path)
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds a {type(content).__name__}; expected a dict of tensors (a state dict)")
@@ -128,16 +188,17 @@ def _read_checkpoint(path: Path) -> tuple[dict[str, Tensor], Contract | None]:
         raise ValueError(f"{path} holds no tensors at its top level nor under {', '.join(NESTS)}; it has {keys}")
     own = content.get(OWN_KEY)
     if not isinstance(own, Mapping):
-        return tensors, None
+        return Content(tensors)
     ours = {name.removeprefix(OWN_PREFIX): each for name, each in tensors.items() if name.startswith(OWN_PREFIX)}
     if not ours:
         raise ValueError(f"{path} says that lightning_atlas wrote it, but no tensor's name starts with {OWN_PREFIX}")
-    return ours, _contract(own["contract"], path) if "contract" in own else None
+    return Content(ours, _contract(own["contract"], path) if "contract" in own else None)
 
 
 def _load_safely(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(NUMPY_SCALARS):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, MemoryError):
         raise
     except Exception as error:  # a damaged pickle raises whatever its bytes lead to
@@ -157,12 +218,20 @@ def _explain(path: Path, error: Exception) -> str:
     )
 
 
-def _state_dict(content: Mapping[Any, Any]) -> dict[str, Tensor]:
+def _state_dict(content: Mapping[Any, Any], depth: int = NESTED) -> dict[str, Tensor]:
     """Return the tensors under the first known nest that has any, else those at the top level."""
-    inner = (content.get(name) for name in NESTS)
-    candidates = [each for each in inner if isinstance(each, Mapping)] + [content]
-    found = ({name: each for name, each in one.items() if isinstance(each, Tensor)} for one in candidates)
-    return next((tensors for tensors in found if tensors), {})
+    inner = (content.get(name) for name in NESTS if depth)
+    found = (_state_dict(each, depth - 1) for each in inner if isinstance(each, Mapping))
+    own = {name: each for name, each in content.items() if isinstance(each, Tensor)}
+    return next((tensors for tensors in found if tensors), own)
+
+
+def _card(text: str, path: Path) -> Mapping[str, Any]:
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{path}: its card cannot be read: {error}") from error
+    return values if isinstance(values, Mapping) else {}
 
 
 def _contract(values: Any, path: Path) -> Contract:

@@ -1,55 +1,107 @@
-"""Published weights as data: one JSON entry beside each file."""
+"""Published weights as data: one JSON entry each, beside the file or with the address where it is."""
 
 import json
+import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import MISSING, dataclass, field, fields
 from difflib import get_close_matches
+from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from lightning_atlas.adaptation.key_rules import KeyRules, Shapes, best_fit
 from lightning_atlas.adaptation.weights import read_file, write_weights
 from lightning_atlas.contract import Contract
 from lightning_atlas.networks.base import Network
 
 ZOO = Path(__file__).parent / "zoo"
-"""Where the weights lie that are shipped with the library."""
+"""Where the entries lie, and the weights that are shipped with the library."""
 NETWORKS = "lightning_atlas.networks."
 
 
 @dataclass(frozen=True)
 class ZooEntry:
-    """One set of published weights.
+    """One set of published weights. `None`, or an empty text, is what is not known.
 
     Args:
         name: By which a recipe calls it.
-        path: The file with the tensors.
-        sha256: Of that file.
+        path: The file with the tensors, or the folder of results; where it is once it was fetched.
+        sha256: Of the file that is fetched.
         size_bytes: Of that file.
-        network: `class_path` and `init_args` of the network, as in a recipe.
+        network: `class_path` and `init_args` of the network that takes all of it, as in a recipe; `None` where the
+            folder of results says which.
         contract: What the weights expect of an image.
-        licence: Of the weights (an SPDX name where there is one).
-        origin: What they were trained on and by which recipe, with the citation.
+        licence: Of the weights (an SPDX name where there is one, then a comma and the rest).
+        origin: What they were trained on and by which recipe.
         card: What they are and what they are not.
+        url: Where the file is; `None` for what is shipped.
+        sha256_prefix: The first digits, where only these are known.
+        head: What its outputs are: `softmax` with background, `sigmoid`, or `none` where they are of no use to others.
+        rules: How its names become those of the network.
+        fills: Beginnings of the network's names that it fills; empty for all but perhaps the head.
+        citation: What to cite.
+        sources: Where the facts of this entry are from.
+        doubts: What its user should know: contradictions, guesses, what could not be checked.
     """
 
     name: str
     path: Path
-    sha256: str
-    size_bytes: int
-    network: dict[str, Any]
+    sha256: str | None
+    size_bytes: int | None
+    network: dict[str, Any] | None
     contract: Contract
     licence: str
     origin: str
     card: str
+    url: str | None = None
+    sha256_prefix: str = ""
+    head: Literal["softmax", "sigmoid", "none"] = "softmax"
+    rules: KeyRules = field(default_factory=KeyRules)
+    fills: tuple[str, ...] = ()
+    citation: str = ""
+    sources: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
 
     def build(self) -> Network:
-        """Return the network, freshly initialised."""
+        """Return the network, freshly initialised.
+
+        Raises:
+            ValueError: Only the folder of results says which network it is.
+        """
+        if self.network is None:
+            raise ValueError(f"{self.name}: the network stands in the plans of its folder of results; fetch it first")
         return build_network(self.network)
+
+    @property
+    def hash(self) -> str | None:
+        """What the file's hash must begin with."""
+        return self.sha256 or self.sha256_prefix or None
 
 
 KEYS = {each.name for each in fields(ZooEntry)} - {"name", "path"} | {"file"}
+NEEDED = {"file"} | {
+    each.name
+    for each in fields(ZooEntry)
+    if each.default is MISSING and each.default_factory is MISSING and each.name not in ("name", "path")
+}
+
+
+def weights_root() -> Path:
+    """Return where fetched weights lie: `LIGHTNING_ATLAS_WEIGHTS`, or a folder beside the prepared data."""
+    if chosen := os.environ.get("LIGHTNING_ATLAS_WEIGHTS"):
+        return Path(chosen).expanduser()
+    if chosen := os.environ.get("LIGHTNING_ATLAS_CACHE"):
+        return Path(chosen) / "weights"
+    caches = os.environ.get("LOCALAPPDATA") if sys.platform == "win32" else os.environ.get("XDG_CACHE_HOME")
+    return (Path(caches) if caches else Path.home() / ".cache") / "lightning_atlas" / "weights"
 
 
 def entries(folder: Path = ZOO) -> dict[str, ZooEntry]:
@@ -74,8 +126,61 @@ def find(name: str, folder: Path = ZOO) -> ZooEntry:
     return known[name]
 
 
+class Likeness(NamedTuple):
+    """How far some tensors look like those of an entry.
+
+    Args:
+        name: Of the entry.
+        matched: Tensors that its network has, by name and shape, after its rules.
+        total: Tensors of the file that its rules keep.
+    """
+
+    name: str
+    matched: int
+    total: int
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.matched} of {self.total} tensors)"
+
+
+def nearest(tensors: Mapping[str, Tensor], count: int = 3) -> list[Likeness]:
+    """Return the entries that the tensors look like by names and shapes, the most alike first; half must match."""
+    found = []
+    for entry in entries().values():
+        if entry.network is None:
+            continue
+        shaped = {name: torch.empty(each.shape, device="meta") for name, each in tensors.items()}
+        kept, _ = entry.rules.apply(shaped)
+        matched = best_fit({name: each.shape for name, each in kept.items()}, _signature(entry.name)).matched
+        if matched and 2 * matched >= len(kept):
+            found.append(Likeness(entry.name, matched, len(kept)))
+    return sorted(found, key=lambda each: (-each.matched, each.total))[:count]
+
+
+@cache
+def _signature(name: str) -> Shapes:
+    with without_memory():
+        return _shapes(entries()[name].build())
+
+
+class _NumbersOnCpu(TorchFunctionMode):
+    """Keeps `linspace` real where all other tensors are not: MONAI's Swin transformer reads its values."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return func(*args, **(kwargs or {}) | ({"device": "cpu"} if func is torch.linspace else {}))
+
+
+@contextmanager
+def without_memory() -> Iterator[None]:
+    """Build networks on the meta device meanwhile: names and shapes, no numbers, however large they are."""
+    with torch.device("meta"), _NumbersOnCpu():
+        yield
+
+
 def build_network(spec: Mapping[str, Any]) -> Network:
-    """Build a network of this library from `class_path` and `init_args`.
+    """Build a network of this library from `class_path` and `init_args`; arguments may be networks in the same form.
 
     Raises:
         ValueError: The class is not one of `lightning_atlas.networks`.
@@ -85,7 +190,16 @@ def build_network(spec: Mapping[str, Any]) -> Network:
     kind = getattr(import_module(NETWORKS.rstrip(".")), name, None) if path.startswith(NETWORKS) else None
     if not (isinstance(kind, type) and issubclass(kind, Network)):
         raise ValueError(f"published weights name a class of lightning_atlas.networks, and found {path}")
-    return kind(**spec.get("init_args", {}))
+    arguments = (spec.get("init_args") or {}).items()
+    return kind(**{key: build_network(each) if is_spec(each) else _tuples(each) for key, each in arguments})
+
+
+def settings(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a network and of the networks among its arguments, by name."""
+    found: dict[str, Any] = {}
+    for key, each in (spec.get("init_args") or {}).items():
+        found |= settings(each) if is_spec(each) else {key: each}
+    return found
 
 
 def write_entry(
@@ -131,10 +245,30 @@ def _shapes(network: Network) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
 
 
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def is_spec(value: Any) -> bool:
+    """Tell whether a value is an object in the form of a recipe: `class_path`, and perhaps `init_args`."""
+    return isinstance(value, Mapping) and "class_path" in value
+
+
 def _read_entry(path: Path) -> ZooEntry:
     values = json.loads(path.read_text(encoding="utf-8"))
-    if set(values) != KEYS:
-        odd = ", ".join(sorted(set(values) ^ KEYS))
-        raise ValueError(f"{path}: an entry has the keys {', '.join(sorted(KEYS))}; missing or unknown: {odd}")
-    contract = Contract.from_dict(values.pop("contract"))
-    return ZooEntry(name=path.stem, path=path.parent / values.pop("file"), contract=contract, **values)
+    if odd := sorted(set(values) - KEYS | NEEDED - set(values)):
+        raise ValueError(
+            f"{path}: an entry has the keys {', '.join(sorted(NEEDED))}, and may have "
+            f"{', '.join(sorted(KEYS - NEEDED))}; missing or unknown: {', '.join(odd)}"
+        )
+    file = Path(values.pop("file"))
+    folder = weights_root() if values.get("url") else path.parent
+    try:
+        values["contract"] = Contract.from_dict(values["contract"])
+        values["rules"] = KeyRules.from_dict(values.get("rules", {}))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    lists = {key: tuple(values.get(key, ())) for key in ("fills", "sources", "doubts")}
+    # An archive becomes the folder that is in it.
+    file = file.with_suffix("") if file.suffix == ".zip" else file
+    return ZooEntry(**values | lists, name=path.stem, path=folder / file)

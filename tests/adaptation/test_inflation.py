@@ -1,13 +1,26 @@
+import math
+
 import pytest
 import torch
+from torch import nn
 
-from lightning_atlas.adaptation.inflation import head_rows, output_names, same_names
+from lightning_atlas.adaptation.inflation import (
+    head_rows,
+    output_names,
+    repeat_channels,
+    same_names,
+    start_at_prior,
+)
+from lightning_atlas.networks import GenesisUNet, UniversalNetwork
 
 
-def test_outputs_are_background_then_classes_and_a_count_that_differs_says_nothing():
-    assert output_names(3, ("liver", "spleen")) == ("background", "liver", "spleen")
-    assert output_names(2, ("liver", "spleen")) is None
-    assert output_names(1, ()) is None
+@pytest.mark.parametrize(
+    ("outputs", "names"),
+    [(3, ("background", "liver", "spleen")), (2, ("liver", "spleen")), (1, None), (4, None)],
+)
+def test_outputs_are_classes_with_or_without_background_and_another_count_says_nothing(outputs, names):
+    assert output_names(outputs, ("liver", "spleen")) == names
+    assert output_names(outputs, ()) is None
 
 
 def test_same_names_ignores_order_and_position():
@@ -26,3 +39,63 @@ def test_rows_of_the_same_name_are_the_source_and_the_others_stay(axis, dtype):
     assert torch.equal(result.unbind(axis)[1], before.unbind(axis)[1])
     assert torch.equal(target, before)
     assert result.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        ((4, 2, 3, 3, 3), (4, 3, 3, 3, 3)),
+        ((4, 1, 3, 3, 3), (4, 1, 3, 3, 3)),
+        ((4, 1, 3, 3, 3), (5, 2, 3, 3, 3)),
+        ((4, 1, 3, 3, 3), (4, 2, 1, 1, 1)),
+        ((4, 1), (4, 2)),
+    ],
+)
+def test_only_a_kernel_for_one_channel_is_repeated(source, target):
+    assert repeat_channels(torch.ones(source), torch.ones(target)) is None
+
+
+def zero_weights(network):
+    nn.init.zeros_(network.head.weight)
+    return network
+
+
+def test_a_sigmoid_head_without_weights_predicts_each_share(make_toy):
+    network = zero_weights(make_toy(1, outputs=2))
+    start_at_prior(network, ("liver", "eye"), {"liver": 0.2, "eye": 1e-6})
+    shares = network.eval()(torch.randn(1, 1, 4, 4, 4)).sigmoid()[0, :, 0, 0, 0]
+    torch.testing.assert_close(shares, torch.tensor([0.2, 1e-6]))
+
+
+def test_a_softmax_head_without_weights_predicts_each_share_and_the_rest_as_background(make_toy):
+    network = zero_weights(make_toy(1, outputs=3))
+    start_at_prior(network, ("liver", "eye"), 0.05)
+    shares = network.eval()(torch.randn(1, 1, 4, 4, 4)).softmax(1)[0, :, 0, 0, 0]
+    torch.testing.assert_close(shares, torch.tensor([0.9, 0.05, 0.05]))
+
+
+def test_outputs_that_are_not_fresh_keep_their_bias(make_toy):
+    network, before = make_toy(1, outputs=3), make_toy(1, outputs=3).head
+    start_at_prior(network, ("liver", "eye"), 0.1, fresh=["eye"])
+    assert torch.equal(network.head.bias[:2], before.bias[:2])
+    assert network.head.bias[2].item() == pytest.approx(math.log(0.1))
+    assert torch.equal(network.head.weight, before.weight)
+
+
+@pytest.mark.parametrize(
+    ("prior", "told"),
+    [
+        (0.6, "leaves background a share of -0.2"),
+        ({"liver": 0.1}, "no share of eye"),
+        ({"liver": 0.0, "eye": 0.1}, "leaves liver a share of 0 "),
+    ],
+)
+def test_shares_that_cannot_be_are_refused(prior, told, make_toy):
+    with pytest.raises(ValueError, match=told):
+        start_at_prior(make_toy(1, outputs=3), ("liver", "eye"), prior)
+
+
+def test_a_head_without_biases_is_named():
+    network = UniversalNetwork(GenesisUNet(init_filters=2), out_channels=2)
+    with pytest.raises(ValueError, match="the head of UniversalNetwork has no biases"):
+        start_at_prior(network, ("liver", "eye"), 0.1)

@@ -1,13 +1,14 @@
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from lightning_atlas.adaptation.intake import common_prefix, load_weights, read_weights
+from lightning_atlas.adaptation.intake import load_weights, read_weights
 from lightning_atlas.adaptation.weights import SourceWeights, write_weights
 from lightning_atlas.contract import Contract
-from lightning_atlas.networks import SegResNet, UNet
+from lightning_atlas.networks import GenesisUNet, NnUNet, SegResNet, UNet, UniversalNetwork
 
 PREFIXES = [
     "",
@@ -63,13 +64,6 @@ def test_a_published_layout_arrives_in_full(nest, build, tmp_path):
     report = load_weights(network, read_weights(str(tmp_path / "a.pth")))
     assert unchanged(network, trained.state_dict())
     assert [each.name for each in report.left_over] == ["module.controller.weight"]
-
-
-def test_nothing_is_dropped_without_need():
-    tensors = {"module.net.a": torch.ones(1)}
-    assert common_prefix(tensors, {"b": torch.ones(1)}) == ""
-    assert common_prefix(tensors, {"net.a": torch.ones(1), "a": torch.ones(1)}) == "module."
-    assert common_prefix(tensors, {"net.a": torch.ones(2), "a": torch.ones(1)}) == "module.net."
 
 
 def test_a_known_word_inside_a_name_is_no_prefix(make_toy):
@@ -182,8 +176,10 @@ def test_a_head_whose_outputs_cannot_be_named_stays_fresh(theirs, make_toy):
 
 def test_a_head_of_the_same_size_whose_outputs_cannot_be_named_is_not_taken_by_position(make_toy):
     network = make_toy(2)
-    report = load_weights(network, source_of(make_toy(1).state_dict(), ("liver", "spleen", "eye")), ("eye", "nose"))
+    source = source_of(make_toy(1).state_dict(), ("liver", "spleen", "eye", "ear"))
+    report = load_weights(network, source, ("eye", "nose"))
     assert torch.equal(network.head.weight, make_toy(2).head.weight)
+    assert report.fresh_outputs == ["background", "eye", "nose"]
     assert report.fresh_names == {"head.weight", "head.bias"}
 
 
@@ -245,10 +241,99 @@ def test_a_name_that_is_nothing_is_answered_with_what_is_near(tmp_path):
     (tmp_path / "mine_last.ckpt").write_bytes(b"")
     (tmp_path / "notes.txt").write_bytes(b"")
     with pytest.raises(
-        FileNotFoundError, match=r"mine_lst\.ckpt is neither a file nor .*files in .*: .*mine_last\.ckpt$"
+        FileNotFoundError, match=r"mine_lst\.ckpt is neither a file, a .*files in .*: .*mine_last\.ckpt$"
     ):
         read_weights(str(tmp_path / "mine_lst.ckpt"))
-    with pytest.raises(FileNotFoundError, match="is a folder, not a file of weights"):
+    with pytest.raises(ValueError, match=r"is neither an export .* nor a folder of results.*mine_last\.ckpt$"):
         read_weights(str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"nearest files in .*: none"):
         read_weights(str(tmp_path / "no" / "such" / "folder.pt"))
+
+
+@pytest.mark.parametrize(("theirs", "ours", "kinds"), [(2, 4, "sigmoid -> softmax"), (3, 3, "softmax -> sigmoid")])
+def test_rows_go_by_name_between_a_sigmoid_and_a_softmax_head(theirs, ours, kinds, make_toy):
+    trained, network = make_toy(1, outputs=theirs), make_toy(2, outputs=ours)
+    before = copy.deepcopy(network.state_dict())
+    source = source_of(trained.state_dict(), ("liver", "spleen"))
+    report = load_weights(network, source, ("spleen", "eye", "liver"))
+    rows = {"sigmoid -> softmax": [None, 1, None, 0], "softmax -> sigmoid": [2, None, 1]}[kinds]
+    for row, their_row in enumerate(rows):
+        taken = before["head.weight"][row] if their_row is None else trained.head.weight[their_row]
+        assert torch.equal(network.head.weight[row], taken)
+    assert f"({kinds})" in report.reshaped[0].how
+    assert report.fresh_outputs == (["background", "eye"] if theirs == 2 else ["eye"])
+    assert_adds_up(report, network, source)
+
+
+def test_several_channels_start_from_one_only_when_asked(make_toy):
+    trained, network = make_toy(1), make_toy(2)
+    network.encoder[0][0] = nn.Conv3d(3, 4, 3, padding=1)
+    source = source_of(trained.state_dict())
+    report = load_weights(copy.deepcopy(network), source, required_share=0.5)
+    assert [each.name for each in report.fresh] == ["encoder.0.0.weight"]
+    report = load_weights(network, source, several_channels=True)
+    image = torch.randn(2, 1, 8, 8, 8)
+    result = network.eval()(image.expand(-1, 3, -1, -1, -1))
+    torch.testing.assert_close(result, trained.eval()(image), rtol=1e-3, atol=0.0)
+    assert report.fresh_names == set()
+    assert report.reshaped[0].how == "1 -> 3 input channels: repeated, and divided by 3"
+    assert_adds_up(report, network, source)
+
+
+def test_a_source_that_fills_a_part_is_measured_by_that_part(make_toy):
+    tensors = {key: each for key, each in make_toy(1).state_dict().items() if key.startswith("encoder.0.")}
+    with pytest.raises(ValueError, match="are required"):
+        load_weights(make_toy(2), source_of(tensors))
+    part = replace(source_of(tensors), fills=("encoder.0.",), skipped={"old": "of another task"})
+    report = load_weights(make_toy(2), part, required_share=1.0)
+    assert 0.0 < report.encoder_share < 0.5
+    assert "skipped    old: of another task" in str(report)
+    with pytest.raises(ValueError, match=r"fills 0\.0% of encoder\.1\. in the encoder of Toy"):
+        load_weights(make_toy(2), replace(part, fills=("encoder.1.",)))
+
+
+def test_what_no_shape_shows_is_noted():
+    trained = GenesisUNet(init_filters=2)
+    spec = {"class_path": "lightning_atlas.networks.GenesisUNet", "init_args": {"batch_statistics": True}}
+    source = replace(source_of(trained.state_dict()), network=spec)
+    report = load_weights(GenesisUNet(init_filters=2), source)
+    assert "batch_statistics: true, and the network has false" in report.notes[0]
+    assert report.notes[0] in str(report)
+    assert load_weights(GenesisUNet(init_filters=2, batch_statistics=True), source).notes == []
+
+
+def test_weights_go_into_the_network_that_another_holds():
+    trained, network = GenesisUNet(init_filters=2), UniversalNetwork(GenesisUNet(init_filters=2), out_channels=3)
+    source = source_of({f"module.{key}": each for key, each in trained.state_dict().items()})
+    report = load_weights(network, source)
+    assert (report.prefix, report.added) == ("module.", "backbone.")
+    weight = network.backbone.get_parameter("down_tr64.ops.0.conv1.weight")
+    assert torch.equal(weight, source.tensors["module.down_tr64.ops.0.conv1.weight"])
+    assert [each.name for each in report.left_over] == [
+        "module.out_tr.final_conv.weight",
+        "module.out_tr.final_conv.bias",
+    ]
+    assert "'module.' dropped, 'backbone.' added" in str(report)
+
+
+def test_the_rows_of_a_text_head_go_by_name():
+    trained = UniversalNetwork(GenesisUNet(init_filters=2), out_channels=3)
+    network = UniversalNetwork(GenesisUNet(init_filters=2), out_channels=2)
+    fresh = network.organ_embedding.clone()
+    report = load_weights(network, source_of(trained.state_dict(), ("a", "b", "c")), ("c", "d"))
+    assert torch.equal(network.organ_embedding, torch.stack([trained.organ_embedding[2], fresh[1]]))
+    assert report.fresh_names == {"organ_embedding"}
+    assert report.fresh_outputs == ["d"]
+
+
+def test_a_tensor_of_several_names_is_written_once_and_fills_them_all(tmp_path):
+    network = NnUNet(features=(4, 6), kernel_sizes=(3, 3), strides=(1, 2), depths=(1, 1, 1))
+    path = tmp_path / "nnunet.safetensors"
+    write_weights(path, network, Contract(), {})
+    names = list(network.state_dict())
+    assert len(read_weights(str(path)).tensors) == len({*dict(network.named_parameters())}) < len(names)
+    other = NnUNet(features=(4, 6), kernel_sizes=(3, 3), strides=(1, 2), depths=(1, 1, 1))
+    report = load_weights(other, read_weights(str(path)))
+    assert not report.fresh
+    assert not report.left_over
+    assert all(torch.equal(each, other.state_dict()[name]) for name, each in network.state_dict().items())

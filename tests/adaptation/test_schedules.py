@@ -59,3 +59,12 @@ def test_polynomial_of_power_one_is_a_straight_line():
 def test_a_value_outside_its_range_is_named(build, told):
     with pytest.raises(ValueError, match=told):
         build()
+
+
+def test_the_published_pre_training_schedule():
+    """SuPreM's learning rates as logged, 1e-3 over 800 epochs of which 20 warm up; theirs change once an epoch."""
+    schedule, steps = CosineSchedule(warmup=20 / 800), 144
+    rates = {epoch: 1e-3 * schedule(round((epoch + 0.5) * steps), 800 * steps) for epoch in (20, 400, 799)}
+    assert rates[20] == pytest.approx(1e-3, rel=1e-4)
+    assert rates[400] == pytest.approx(5.18121e-4, rel=1e-2)
+    assert rates[799] < 1e-8

@@ -3,6 +3,7 @@ import os
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -11,7 +12,10 @@ from lightning_atlas.adaptation.weights import read_card, read_file, write_weigh
 from lightning_atlas.contract import Contract
 
 CONTRACT = Contract(classes=("liver", "spleen"), modality="CT", spacing_mm=(3.0, 3.0, 3.0), window=(-175.0, 250.0))
-NESTS = [(), ("state_dict",), ("net",), ("network_weights",), ("model",), ("model_state_dict",)]
+NESTS = [
+    *((), ("state_dict",), ("net",), ("network_weights",), ("model",), ("model_state_dict",), ("teacher",)),
+    *(("student",), ("model", "state_dict")),
+]
 
 
 class Malicious:
@@ -38,11 +42,12 @@ def test_what_was_written_is_read(half, make_toy, tmp_path):
     assert [each.name for each in tmp_path.iterdir()] == [path.name]
 
 
-def test_tensors_that_share_memory_are_written_under_each_name(make_toy, tmp_path):
+def test_tensors_that_share_memory_are_written_under_their_first_name(make_toy, tmp_path):
     network = make_toy(0)
     network.decoder[1][1] = network.decoder[0][1]
     write_weights(tmp_path / "a.safetensors", network, CONTRACT, {})
-    assert equal(read_file(tmp_path / "a.safetensors").tensors, dict(network.state_dict()))
+    first = {name: each for name, each in network.state_dict().items() if not name.startswith("decoder.1.1.")}
+    assert equal(read_file(tmp_path / "a.safetensors").tensors, first)
 
 
 def test_a_number_too_large_for_half_precision_is_refused_and_nothing_is_written(make_toy, tmp_path):
@@ -54,7 +59,7 @@ def test_a_number_too_large_for_half_precision_is_refused_and_nothing_is_written
 
 
 @pytest.mark.parametrize("nest", NESTS, ids=lambda nest: ".".join(nest) or "bare")
-@pytest.mark.parametrize("suffix", [".pt", ".pth", ".ckpt"])
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".ckpt", ".model"])
 def test_the_state_dict_is_found_and_all_else_ignored(nest, suffix, make_toy, tmp_path):
     tensors = dict(make_toy(0).state_dict())
     content = tensors | {"epoch": 3, "name": "x"}
@@ -152,3 +157,45 @@ def test_another_kind_of_file_and_another_hash_are_refused(tmp_path):
     with pytest.raises(ValueError, match=rf"its sha256 is {found}, expected {'0' * 64}"):
         read_file(tmp_path / "a.pt", "0" * 64)
     assert read_file(tmp_path / "a.pt", found).sha256 == found
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"\n  <!DOCTYPE html>\n<html>", "is a web page, not weights: .*/resolve/"),
+        (b"<html>", "is a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "is a pointer of git's .*git lfs pull"),
+        (b"", "is damaged: it is empty"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".model"])
+def test_what_a_browser_or_git_leaves_in_the_place_of_a_file_is_told(content, told, suffix, tmp_path):
+    (tmp_path / f"a{suffix}").write_bytes(content)
+    with pytest.raises(ValueError, match=told):
+        read_file(tmp_path / f"a{suffix}")
+
+
+def test_single_numbers_of_numpy_are_read_and_its_objects_are_not(tmp_path):
+    content = {"state_dict": {"a": torch.ones(1)}, "best": np.float64(0.5), "steps": np.int64(3), "last": np.float32(1)}
+    torch.save(content, tmp_path / "a.model")
+    assert read_file(tmp_path / "a.model").tensors.keys() == {"a"}
+    torch.save(content | {"object": np.array([Malicious()], dtype=object)}, tmp_path / "b.model")
+    with pytest.raises(ValueError, match="holds more than tensors"):
+        read_file(tmp_path / "b.model")
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_the_first_digits_of_a_hash_are_enough_where_no_more_are_known(tmp_path):
+    torch.save({"a": torch.ones(1)}, tmp_path / "a.pt")
+    found = hashlib.sha256((tmp_path / "a.pt").read_bytes()).hexdigest()
+    assert read_file(tmp_path / "a.pt", found[:8]).sha256 == found
+    with pytest.raises(ValueError, match=f"expected x{found[:7]}"):
+        read_file(tmp_path / "a.pt", f"x{found[:7]}")
+
+
+def test_a_card_names_the_network(make_toy, tmp_path):
+    spec = {"class_path": "somewhere.Toy", "init_args": {}}
+    write_weights(tmp_path / "a.safetensors", make_toy(0), CONTRACT, {"network": spec, "licence": "MIT"})
+    source = read_file(tmp_path / "a.safetensors")
+    assert source.network == spec
+    assert source.card["licence"] == "MIT"

@@ -1,4 +1,6 @@
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +20,7 @@ def network():
     return UNet(out_channels=3, features=(4, 8))
 
 
-@pytest.mark.parametrize("name", zoo.entries())
+@pytest.mark.parametrize("name", [name for name, entry in zoo.entries().items() if entry.url is None])
 def test_each_shipped_entry_loads_in_full(name):
     entry = zoo.find(name)
     assert entry.size_bytes == entry.path.stat().st_size <= 5e6
@@ -96,3 +98,55 @@ def test_an_entry_with_a_wrong_key_is_named(network, tmp_path):
     path.write_text(json.dumps(values), encoding="utf-8")
     with pytest.raises(ValueError, match=r"toy_ct\.json: .*missing or unknown: licence, license"):
         zoo.entries(tmp_path)
+
+
+@pytest.mark.parametrize("name", zoo.entries())
+def test_each_entry_says_what_it_is_or_that_it_is_not_known(name):
+    entry = zoo.find(name)
+    assert entry.sha256 is None or re.fullmatch("[0-9a-f]{64}", entry.sha256)
+    assert re.fullmatch("|[0-9a-f]{8}", entry.sha256_prefix)
+    assert entry.size_bytes is None or entry.size_bytes > 10**6
+    if entry.url:
+        assert entry.url.startswith("https://")
+        assert entry.url.rpartition("/")[2] in (entry.path.name, f"{entry.path.name}.zip")
+        assert entry.citation
+        assert entry.sources
+        assert entry.doubts
+    outputs = zoo.settings(entry.network or {}).get("out_channels")
+    if entry.head == "none" or entry.network is None:
+        assert entry.contract.classes == ()
+    else:
+        assert outputs == len(entry.contract.classes) + (entry.head == "softmax")
+    assert entry.contract.overlapping == (entry.head == "sigmoid")
+
+
+@pytest.mark.parametrize("name", [name for name, entry in zoo.entries().items() if entry.network])
+def test_each_network_is_one_of_this_library(name):
+    with zoo.without_memory():
+        network = zoo.find(name).build()
+    told = zoo.settings(zoo.find(name).network or {})
+    assert {key: str(told[key]).lower() for key in network.conventions()} == network.conventions()
+
+
+def test_an_entry_of_results_names_no_network_before_it_is_here():
+    with pytest.raises(ValueError, match="totalsegmentator_ribs: the network stands in the plans"):
+        zoo.find("totalsegmentator_ribs").build()
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"LIGHTNING_ATLAS_WEIGHTS": "/w", "LIGHTNING_ATLAS_CACHE": "/c"}, "/w"),
+        ({"LIGHTNING_ATLAS_CACHE": "/c"}, "/c/weights"),
+        ({"XDG_CACHE_HOME": "/x"}, "/x/lightning_atlas/weights"),
+        ({}, "/home/somebody/.cache/lightning_atlas/weights"),
+    ],
+)
+def test_fetched_weights_lie_where_the_environment_says(settings, expected, monkeypatch):
+    monkeypatch.setattr(zoo.sys, "platform", "linux")
+    monkeypatch.setattr(zoo.Path, "home", lambda: Path("/home/somebody"))
+    for key in ("LIGHTNING_ATLAS_WEIGHTS", "LIGHTNING_ATLAS_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(key, raising=False)
+    for key, value in settings.items():
+        monkeypatch.setenv(key, value)
+    assert zoo.weights_root() == Path(expected)
