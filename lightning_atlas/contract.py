@@ -2,9 +2,14 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
+
+FORMAT = 1
+"""Of a contract as it is written; raised when an older version would read a newer file wrongly."""
+
+Triple = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -16,12 +21,19 @@ class Contract:
         modality: `CT`, `MR` or another short name.
         orientation: Axis codes of the voxel grid, such as `RAS`.
         spacing_mm: Voxel size along i, j, k in millimetres.
-        normalization: How intensities were taken to the network's range: `window`, `percentiles` or `z-score`.
+        normalization: How intensities were taken to the network's range: `window`, `linear` (a window that does not
+            clip), `percentiles`, `percentiles above air` (of the volume's voxels that are not air), `z-score`, or
+            `z-score of nonzero` (nnU-Net's, inside what is not 0, which nothing here makes).
         window: The intensities that were taken to the ends of `range` (Hounsfield units for CT), or two percentiles.
         range: The intensities that the network saw for the ends of the window.
         channels: Names of the input channels in order.
         mirrored_axes: Axes (of `i`, `j`, `k`) along which training mirrored images.
         overlapping: A voxel may be in several classes: one output for each class and none for the background (sigmoid).
+        axis_order: Axes that the kernels lie along; weights made for the reverse are transposed when they are read.
+        seen_spacing_mm: The smallest and the largest voxel of the training scans' files, to the right, front and top.
+        seen_extent_mm: The smallest and the largest field of view of these files, to the right, front and top.
+        seen_intensities: For each channel, the smallest and the largest value that these scans have at each of `LEVELS`
+            above air: in the file's units where `window` has them, else as the network sees them.
     """
 
     classes: tuple[str, ...] = ()
@@ -34,44 +46,102 @@ class Contract:
     channels: tuple[str, ...] = ("image",)
     mirrored_axes: tuple[str, ...] = field(default=())
     overlapping: bool = False
+    axis_order: str = "ijk"
+    seen_spacing_mm: tuple[Triple, Triple] | None = None
+    seen_extent_mm: tuple[Triple, Triple] | None = None
+    seen_intensities: tuple[tuple[tuple[float, float], ...], ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain lists, numbers and strings: fit for JSON and for a checkpoint that is read safely."""
-        return json.loads(json.dumps(asdict(self)))
+        return {"format": FORMAT, **json.loads(json.dumps(asdict(self)))}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Contract":
-        """Read what `to_dict` wrote.
+        """Read what `to_dict` wrote, in this format or an older one.
 
         Raises:
-            ValueError: A key is not one of the contract's.
+            ValueError: It is of a newer format, or a key is not one of the contract's.
         """
+        given = dict(values)
+        if (number := given.pop("format", FORMAT)) > FORMAT:
+            raise ValueError(
+                f"the contract has format {number}, and this version of lightning_atlas reads up to {FORMAT}: "
+                "pip install --upgrade lightning-atlas"
+            )
         names = {each.name for each in fields(cls)}
-        if unknown := sorted(set(values) - names):
+        if unknown := sorted(set(given) - names):
             raise ValueError(f"a contract has no {', '.join(unknown)}; its keys are {', '.join(sorted(names))}")
-        plain: dict[str, Any] = {key: tuple(each) if isinstance(each, list) else each for key, each in values.items()}
-        return cls(**plain)
+        return cls(**{key: _tuples(each) for key, each in given.items()})
+
+    def remembering(self, former: "Contract | None") -> "Contract":
+        """Return this contract with what training saw taken from a former one, where this one does not say."""
+        seen = {key: getattr(former, key) for key in SEEN if getattr(self, key) is None} if former else {}
+        return replace(self, **seen)
 
     def to_json(self) -> str:
         """Return one line, as it stands in the header of a weights file."""
         return json.dumps(self.to_dict())
 
 
+COMPARED = ("modality", "orientation", "spacing_mm", "normalization", "window", "range", "channels", "axis_order")
+"""Keys whose difference must be meant. Classes may differ: that is what transfer is for."""
+NEVER = {
+    "range": "the network would see other numbers than its weights were trained on",
+    "axis_order": "the kernels would lie across other axes than the image's",
+}
+"""Keys of which no difference can be meant, and why."""
+MAY_DIFFER = tuple(key for key in COMPARED if key not in NEVER)
+"""Keys that `allow` takes. Channels may have other names; several may stand where the weights know one: its kernels are
+then repeated."""
+SEEN = ("seen_spacing_mm", "seen_extent_mm", "seen_intensities")
+"""Keys of what training saw."""
+PREPROCESSED = ("orientation", "spacing_mm", "normalization", "window", "range")
+"""Keys that follow from the preprocessing alone."""
+LEVELS = (5.0, 50.0, 95.0)
+"""Percentiles of `seen_intensities`."""
+SIZE_FACTOR = 1.5
+"""A voxel or field of view is outside beyond so many times the largest, or below the smallest divided by it."""
+MARGIN = 0.25
+"""An intensity is outside beyond the range that training saw by such a share of the span of all levels."""
+
+
 @dataclass(frozen=True)
 class Difference:
-    """One key in which data are not what the weights expect."""
+    """One key in which data are not what the weights expect.
+
+    Args:
+        key: Of the contract.
+        weights: What the weights expect.
+        data: What the data give; `None` where they do not say.
+    """
 
     key: str
     weights: Any
     data: Any
 
+    @property
+    def forbidden(self) -> str | None:
+        """Why this cannot be meant; `None` where it can."""
+        if self.key == "channels" and len(self.weights) not in (1, len(self.data)):
+            return f"the first layer takes {len(self.weights)}"
+        return NEVER.get(self.key)
+
     def __str__(self) -> str:
-        given = "do not say" if self.data is None else f"give {self.data}"
-        return f"{self.key}: the weights expect {self.weights}, the data {given}"
+        given = "do not say" if self.data is None else f"give {in_words(self.data)}"
+        return f"{self.key}: the weights expect {in_words(self.weights)}, the data {given}"
 
 
-COMPARED = ("modality", "orientation", "spacing_mm", "normalization", "window", "range", "channels")
-"""Keys whose difference must be meant. Classes may differ: that is what transfer is for."""
+class Departure(Difference):
+    """One key in which a scan lies outside of what training saw."""
+
+    @property
+    def forbidden(self) -> str | None:
+        """Why this cannot be allowed; `None` where it can."""
+        return f"the first layer takes {len(self.weights)}" if self.key == "channels" else None
+
+    def __str__(self) -> str:
+        levels = f" at percentiles {', '.join(f'{each:g}' for each in LEVELS)}" if self.key == "intensities" else ""
+        return f"{self.key}: training saw {in_words(self.weights)}{levels}, this scan has {in_words(self.data)}"
 
 
 def differences(weights: Contract, data: Contract) -> list[Difference]:
@@ -81,6 +151,74 @@ def differences(weights: Contract, data: Contract) -> list[Difference]:
     """
     pairs = ((key, getattr(weights, key), getattr(data, key)) for key in COMPARED)
     return [Difference(key, ours, theirs) for key, ours, theirs in pairs if not _agree(ours, theirs)]
+
+
+def check_allowed(keys: Iterable[str], known: Sequence[str] = MAY_DIFFER) -> None:
+    """Refuse to allow what is no key, or what cannot be meant.
+
+    Raises:
+        ValueError: Names the key, why, and the keys that can be allowed.
+    """
+    for key in keys:
+        if key not in known:
+            why = f"{key} cannot be allowed, since {NEVER[key]}" if key in NEVER else f"there is no {key!r} to allow"
+            raise ValueError(f"allow: {why}; what can be allowed: {', '.join(known)}")
+
+
+def outside(weights: Contract, scan: Contract) -> list[Departure]:
+    """Return in what a scan lies outside of what training saw.
+
+    Args:
+        weights: With the ranges that training saw; what it does not state is not looked at.
+        scan: One scan, whose `seen` values are its own; a modality that its file does not state is not looked at.
+    """
+    found: list[Departure] = []
+    channels, own = _channels(weights), _channels(scan)
+    if len(channels) != len(own):
+        found.append(Departure("channels", channels, own))
+    if scan.modality and weights.modality and scan.modality != weights.modality:
+        found.append(Departure("modality", weights.modality, scan.modality))
+    for key in ("seen_spacing_mm", "seen_extent_mm"):
+        seen, own = getattr(weights, key), getattr(scan, key)
+        if seen and own and not all(map(_near_in_size, own[0], *seen)):
+            found.append(Departure(key.removeprefix("seen_"), seen, own[0]))
+    return found + _foreign_intensities(weights, scan)
+
+
+MAY_LIE_OUTSIDE = ("modality", "spacing_mm", "extent_mm", "intensities")
+"""Keys of a scan that `predict --allow` takes."""
+
+
+def _channels(contract: Contract) -> tuple[str, ...]:
+    """Return the channels; those of one file have one name together."""
+    rows = len(contract.seen_intensities or ())
+    more = rows > len(contract.channels)
+    return tuple(f"{contract.channels[0]} {n}" for n in range(rows)) if more else contract.channels
+
+
+def _near_in_size(own: float, smallest: float, largest: float) -> bool:
+    return smallest / SIZE_FACTOR <= own <= largest * SIZE_FACTOR
+
+
+def _foreign_intensities(weights: Contract, scan: Contract) -> list[Departure]:
+    if not weights.seen_intensities or not scan.seen_intensities:
+        return []
+    for seen, own in zip(weights.seen_intensities, scan.seen_intensities, strict=False):
+        margin = MARGIN * (max(high for _, high in seen) - min(low for low, _ in seen))
+        values = [value for value, _ in own]
+        if any(not low - margin <= value <= high + margin for value, (low, high) in zip(values, seen, strict=True)):
+            return [Departure("intensities", tuple(zip(*seen, strict=True)), tuple(values))]
+    return []
+
+
+def in_words(value: Any) -> str:
+    """Return a value as people read it; a smallest and a largest tuple as a range."""
+    if not isinstance(value, tuple):
+        return f"{value:.5g}" if isinstance(value, float) else str(value)
+    if len(value) == 2 and isinstance(value[0], tuple):
+        smallest, largest = map(in_words, value)
+        return smallest if smallest == largest else f"{smallest} to {largest}"
+    return f"({', '.join(map(in_words, value))})"
 
 
 WITHOUT_SIDE = re.compile("heart_(ventricle|atrium)|atrial_appendage")
@@ -115,3 +253,7 @@ def _agree(ours: Any, theirs: Any) -> bool:
     if isinstance(ours, int | float) and isinstance(theirs, int | float):
         return abs(ours - theirs) <= 1e-3 * max(abs(ours), abs(theirs), 1e-6)
     return ours == theirs
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

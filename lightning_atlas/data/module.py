@@ -4,6 +4,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 from torchio.transforms import Transform
 
 from lightning_atlas.contract import Contract, side_pairs
+from lightning_atlas.data.adoption import adopt_preprocessing
 from lightning_atlas.data.augmentation.augment import BatchAugmentation
 from lightning_atlas.data.cases import Case, Source, Split
 from lightning_atlas.data.labels.classes import Classes, ClassMap, Table, match_classes
@@ -22,8 +25,10 @@ from lightning_atlas.data.labels.vocabulary import load_vocabulary, meaning
 from lightning_atlas.data.patches import Opened, PatchDataset, Patches, Sample, WholeDataset
 from lightning_atlas.data.pipeline import derive_contract
 from lightning_atlas.data.sampling import AtlasSampler, PatchLoader, ShareSampler, collate
+from lightning_atlas.data.seen import described, measured, united
 from lightning_atlas.data.sources.splits import PlaneSplit, Splits
-from lightning_atlas.data.store.prepare import Prepared, prepare_all, store_root
+from lightning_atlas.data.store.keys import store_root
+from lightning_atlas.data.store.prepare import open_store, prepare_all
 from lightning_atlas.data.store.reading import read_case
 from lightning_atlas.data.store.restore import to_file_grid
 from lightning_atlas.types import Batch
@@ -81,6 +86,8 @@ class ScanDataModule(LightningDataModule):
         self.splits = splits
         self.fold = fold
         self.opened: dict[Split, list[Opened]] = {}
+        self.waits = False
+        self._seen: dict[str, Any] = {}
         self._tables: dict[tuple[str, str | None], Table] = {}
 
     @cached_property
@@ -110,8 +117,8 @@ class ScanDataModule(LightningDataModule):
         """The recipe's classes; scans without labels leave them as the recipe has them."""
         datasets = {(case.names, case.vocabulary): None for case in self.cases if case.names}
         if not datasets:
-            names = self.classes.names if isinstance(self.classes, Classes) else self.classes
-            return ClassMap({name: frozenset() for name in names or ()})
+            wanted = self.classes if isinstance(self.classes, Classes) else Classes(self.classes)
+            return ClassMap({name: frozenset() for name in wanted.names or ()}, wanted.exclusive)
         classes = match_classes(datasets, self.classes)
         untold = [classes.undecided(names, vocabulary) for names, vocabulary in datasets]
         for name in classes.names:
@@ -119,11 +126,15 @@ class ScanDataModule(LightningDataModule):
                 raise ValueError(f"classes: no scan tells where {name} is: {untold[0][name]}")
         return classes
 
-    @cached_property
+    @property
     def contract(self) -> Contract:
-        """What a network trained on these batches expects of an image."""
+        """What a network trained on these batches expects of an image; once a fit is set up, with what it saw."""
+        return replace(self._stated, **self._seen)
+
+    @cached_property
+    def _stated(self) -> Contract:
         contract = derive_contract(self.class_map.names, self.modality, self.preprocess, self.augment)
-        return replace(contract, channels=self._channels())
+        return replace(contract, channels=self._channels(), overlapping=not self.class_map.exclusive)
 
     @property
     def modality(self) -> str | None:
@@ -163,15 +174,48 @@ class ScanDataModule(LightningDataModule):
         fold = "" if self.fold is None else f"fold {self.fold}"
         return ", ".join(part for part in (self.source.description, divided, fold) if part)
 
+    def adopt(self, weights: Contract) -> list[str]:
+        """Prepare scans as weights expect them: orientation, spacing and intensities; return what that changes.
+
+        Other transforms stay, as do patches, augmentation and batches.
+
+        Raises:
+            ValueError: The weights expect what no transform here makes.
+        """
+        self.preprocess, changed = adopt_preprocessing(self.preprocess, self._stated, weights)
+        self.waits = False
+        if changed:
+            self.__dict__.pop("_stated", None)
+            self.opened.clear()
+            self._seen.clear()
+        return changed
+
+    def adopt_later(self) -> None:
+        """Prepare nothing until `adopt` says for which weights, or until a batch is asked for."""
+        self.waits = not self.opened
+
     def prepare_data(self) -> None:
         """Prepare the scans that the run needs; those that a former run prepared are found again."""
         _ = self.contract
-        self._open(self._wanted(None), tell=True)
+        if not self.waits:
+            self._open(self._wanted(None), tell=True)
 
     def setup(self, stage: str | None = None) -> None:
         """Open the prepared scans of a stage; without a stage, of all."""
+        if self.waits:
+            return
         for split in self._wanted(stage):
             self.opened[split] = self._open((split,))
+        if "train" in self.opened:
+            self._seen = united(measured(each.prepared, self._stated) for each in self.opened["train"])
+
+    def described(self, split: Split) -> dict[str, Contract]:
+        """Return each scan of a split in the words of a contract, its own values in the place of what training saw."""
+        split = self._predicted if split == "predict" else split
+        cases = {case.subject: case for case in self.cases}
+        return {
+            each.subject: described(cases[each.subject], each.prepared, self._stated) for each in self._split(split)
+        }
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Return patches; after a resume they go on where they stopped."""
@@ -211,6 +255,12 @@ class ScanDataModule(LightningDataModule):
             split = self._predicted
         return [case.subject for case in self.cases if case.split == split]
 
+    def datasets(self, split: Split) -> list[str]:
+        """Return the dataset of each of a split's subjects, in the order of their `index`."""
+        if split == "predict":
+            split = self._predicted
+        return [case.dataset or "unnamed" for case in self.cases if case.split == split]
+
     def has(self, split: Split) -> bool:
         """Tell whether there are subjects in a split."""
         return bool(self.subjects(split))
@@ -219,15 +269,18 @@ class ScanDataModule(LightningDataModule):
         """Return one whole prepared case as a batch."""
         return collate([WholeDataset(self._split(split))[n]])
 
-    def restore(self, prediction: Integer[Tensor, "i j k"], subject: str) -> tio.LabelMap:
-        """Return a prediction (0 background, then the classes in order) on the grid of the subject's own file.
+    def restore(self, rows: Integer[Tensor, "i j k"], subject: str) -> tio.LabelMap:
+        """Return the rows of a prediction on the grid of the subject's own file.
+
+        Of classes that exclude each other rows are what a label map holds: 0 is the background, then come the classes.
 
         Raises:
             ValueError: No such subject is open.
         """
         case = self._find(subject)
-        values = to_file_grid(prediction, case.prepared)
-        dtype = torch.uint8 if len(self.class_map.names) < 256 else torch.int16
+        values = to_file_grid(rows, case.prepared)
+        most = max(len(self.class_map.names), int(values.max()))
+        dtype = torch.uint8 if most < 2**8 else torch.int16 if most < 2**15 else torch.int32
         return tio.LabelMap(tensor=values.to(dtype)[None], affine=np.array(case.prepared.file_affine))
 
     def ceiling(self, split: Split, most: int = 8) -> dict[str, float]:
@@ -264,12 +317,12 @@ class ScanDataModule(LightningDataModule):
         begin = time.monotonic()
         cases = [case for case in self.cases if case.split in splits]
         found = prepare_all(cases, self.preprocess)
-        opened = [self._opened(case, prepared) for case, (prepared, _) in zip(cases, found, strict=True)]
+        opened = [self._opened(case, folder) for case, (folder, _) in zip(cases, found, strict=True)]
         made = sum(new for _, new in found)
         if tell:
             seconds, known = time.monotonic() - begin, len(opened) - made
             print(f"scans: {made} prepared in {seconds:.1f} s, {known} prepared before, in {store_root()}")
-            notes = [note for prepared, _ in found for note in prepared.notes]
+            notes = [note for folder, _ in found for note in open_store(folder).notes]
             for note in [*notes[:NOTES], *([f"{len(notes) - NOTES} more notes"] if len(notes) > NOTES else [])]:
                 print(f"note: {note}")
             for note in self._taken_for_whole():
@@ -289,8 +342,8 @@ class ScanDataModule(LightningDataModule):
                     )
         return told
 
-    def _opened(self, case: Case, prepared: Prepared) -> Opened:
-        return Opened(case.subject, prepared, self.class_map, case.vocabulary, case.dataset, case.target, self._tables)
+    def _opened(self, case: Case, folder: Path) -> Opened:
+        return Opened(case.subject, folder, self.class_map, case.vocabulary, case.dataset, case.target, self._tables)
 
     def _split(self, split: Split) -> list[Opened]:
         if split not in self.opened:

@@ -25,6 +25,7 @@ from torchio.transforms import (
 from torchio.transforms.augmentation import RandomTransform
 
 from lightning_atlas.contract import Contract, lone_sides, mirror_image, side_pairs
+from lightning_atlas.data.air import RescaleAboveAir
 from lightning_atlas.data.augmentation.augment import BatchAugmentation
 
 UNTOLD = (Flip, Affine, ElasticDeformation, AffineElasticDeformation)
@@ -205,7 +206,8 @@ def _rescaling(transform: RescaleIntensity, clamped: tuple[object, object]) -> d
     to = (float(transform.out_min), float(transform.out_max))
     if transform.in_min_max is None:
         low, high = transform.percentiles
-        return {"normalization": "percentiles", "window": (float(low), float(high)), "range": to}
+        kind = "percentiles above air" if isinstance(transform, RescaleAboveAir) else "percentiles"
+        return {"normalization": kind, "window": (float(low), float(high)), "range": to}
     low, high = transform.in_min_max
     # TorchIO's in_min_max does not clip: without a Clamp the ends of the window are not the ends of the range
     kind = "window" if clamped == (low, high) else "linear"

@@ -7,13 +7,14 @@ from typing import Any, Literal
 
 import lightning
 import torch
-from jaxtyping import Integer
+from lightning.pytorch import Callback
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.distributed.fsdp import fully_shard
 from torch.optim.lr_scheduler import LambdaLR
 
+from lightning_atlas.adaptation.inflation import start_at_prior
 from lightning_atlas.adaptation.intake import IntakeReport, load_weights, read_weights
 from lightning_atlas.adaptation.schedules import ConstantSchedule, Schedule
 from lightning_atlas.adaptation.stages import (
@@ -26,9 +27,18 @@ from lightning_atlas.adaptation.stages import (
     set_modes,
     stage_table,
 )
-from lightning_atlas.contract import Contract, differences
+from lightning_atlas.adaptation.weights import SourceWeights
+from lightning_atlas.contract import Contract, check_allowed
 from lightning_atlas.metrics import DiceResult
-from lightning_atlas.networks.base import Network, check_stages, resize_output
+from lightning_atlas.modules.agreement import (
+    adopt_kept,
+    adopting,
+    check_agreement,
+    check_prepared,
+    not_stated,
+    stated_contract,
+)
+from lightning_atlas.networks.base import Network, check_stages
 from lightning_atlas.tasks.base import Task
 from lightning_atlas.types import Batch
 
@@ -46,10 +56,14 @@ class AtlasModule(lightning.LightningModule):
         weights: A file or a name of published weights to start from; `null` starts from scratch. Read only when a fit
             starts afresh, never when it resumes and never by test or predict.
         required_share: The least share of the encoder's parameters that `weights` must fill.
-        accept: Keys of the contract in which data and weights are meant to differ, each with the reason.
+        contract: What becomes of a preprocessing that is not what the weights expect: `match` stops; `adopt` takes over
+            their orientation, spacing, intensity window and range, also where a checkpoint is resumed or scored.
+        allow: Keys of the contract in which data and weights are meant to differ, such as `modality`.
+        head_prior: Share of the voxels, of each class or one for all, with which outputs that no weights gave start in
+            their biases; `null` leaves these as initialised.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each is a line of a recipe
         self,
         network: Network,
         task: Task,
@@ -57,7 +71,9 @@ class AtlasModule(lightning.LightningModule):
         schedule: Schedule | None = None,
         weights: str | None = None,
         required_share: float = 0.9,
-        accept: dict[str, str] | None = None,
+        contract: Literal["match", "adopt"] = "match",
+        allow: list[str] | None = None,
+        head_prior: float | dict[str, float] | None = None,
     ) -> None:
         super().__init__()
         check_stages(network)
@@ -67,67 +83,94 @@ class AtlasModule(lightning.LightningModule):
         self.schedule = schedule or ConstantSchedule()
         self.weights = weights
         self.required_share = required_share
-        self.accept = accept or {}
+        self.adopts = contract == "adopt"
+        self.allow = tuple(allow or ())
+        self.head_prior = head_prior
+        check_allowed(self.allow)
         self.adaptation: Sequence[Adaptation] = ()
         self.contract: Contract | None = None
         self.source: dict[str, str] | None = None
         self.intake: IntakeReport | None = None
-        self.meant: list[str] = []
+        self.adopted: list[str] = []
+        self.allowed: list[str] = []
         self.fresh: set[str] = {stage.name for stage in network.stages()}
         self.frozen: set[str] = set()
         self.results: dict[str, DiceResult] = {}
         self._configured = False
+        self._read: SourceWeights | None = None
         self._weights_error: Exception | None = None
 
     # Structure, then source weights, then what moves, then sharding: the order matters, and once is enough.
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Have the data prepared as the weights expect them; no callback is added."""
+        # Trainer._run calls this before `prepare_data`, with trainer and data attached, and no other hook of ours.
+        if self.adopts:
+            self._adopt()
+        return []
+
+    def _adopt(self) -> None:
+        if self._configured and self.contract is not None:
+            self.adopted = adopting(self.trainer).adopt(self.contract)
+        elif self.trainer.state.fn != "fit":
+            adopting(self.trainer).adopt_later()
+        elif self.weights is not None:
+            data = adopting(self.trainer)
+            try:
+                expected = stated_contract(self._source_weights(self.weights), self.weights)
+                self.adopted = [*data.adopt(expected), *not_stated(expected)]
+            except (OSError, ValueError) as error:
+                self._weights_error = error
+                data.adopt_later()
 
     def setup(self, stage: str) -> None:
         """Take the contract of the data, and with it the classes."""
         datamodule = getattr(self.trainer, "datamodule", None)
         if datamodule is not None and hasattr(datamodule, "contract"):
-            self.contract = datamodule.contract
+            self.contract = datamodule.contract.remembering(self.contract)
 
     def configure_model(self) -> None:
         """Size the head, load the source weights of a fit, freeze, shard; the second call does nothing."""
         if self._configured or self.contract is None:
             return
         self._configured = True
-        self.task.setup(self.contract.classes, self.contract.mirrored_axes)
+        self.task.setup(self.contract.classes, self.contract.mirrored_axes, self.contract.overlapping)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(torch.initial_seed())  # the run's seed alone, so that ranks draw the same head
-            resize_output(self.network, self.task.outputs(self.contract.classes))
+            self.network.resize(self.task.outputs(self.contract.classes))
         if self._trainer is not None and self.trainer.state.fn == "fit":
             if self.weights is not None:
                 self._take_weights(self.weights)
+            if self.head_prior is not None:
+                fresh = self.intake.fresh_outputs if self.intake else None
+                start_at_prior(self.network, self.contract.classes, self.head_prior, fresh)
             self.frozen = set(frozen_stages(self.adaptation, self.network.stages(), self.fresh, self.total_steps))
             freeze(self.network, self.frozen)
         if self.device_mesh is not None:
             self._shard()
 
+    def _source_weights(self, name: str) -> SourceWeights:
+        self._read = self._read or read_weights(name)
+        return self._read
+
     def _take_weights(self, name: str) -> None:
         # Whether a run resumes is known only after this hook, so a fault here is kept until the first step.
+        if self._weights_error is not None:
+            return
         try:
-            source = read_weights(name)
-            self._check_contract(source.contract)
-            contract = self.contract or Contract()
-            self.intake = load_weights(self.network, source, contract.classes, self.required_share)
+            source, contract = self._source_weights(name), self.contract or Contract()
+            if source.contract is not None:
+                self.allowed = check_agreement(source.contract, contract, self.allow, name)
+            self.intake = load_weights(
+                self.network, source, contract.classes, self.required_share, several_channels="channels" in self.allow
+            )
             self.source = {"origin": name, "sha256": source.sha256}
         except (OSError, ValueError) as error:
             self._weights_error = error
             return
+        finally:
+            self._read = None  # as large as the network
         self.fresh = fresh_stages(self.network, self.intake.fresh_names)
-
-    def _check_contract(self, expected: Contract | None) -> None:
-        found = differences(expected, self.contract) if expected and self.contract else []
-        if broken := [each for each in found if each.key not in self.accept]:
-            lines = "; ".join(str(each) for each in broken)
-            keys = ", ".join(f'{each.key}: "your reason"' for each in broken)
-            raise ValueError(
-                f"the data are not what the weights {self.weights} expect: {lines}. "
-                "Change data.init_args.preprocess (or modality, in data.init_args.source), or say why it is meant: "
-                f"model.init_args.accept: {{{keys}}}"
-            )
-        self.meant = [f"{each} ({self.accept[each.key]})" for each in found]
 
     def _shard(self) -> None:
         mesh = self.device_mesh["data_parallel"]  # pyright: ignore[reportOptionalSubscript]
@@ -137,8 +180,9 @@ class AtlasModule(lightning.LightningModule):
                 f"would see the same cases and drift apart: set trainer.strategy.init_args.data_parallel_size: "
                 f"{self.trainer.world_size} and tensor_parallel_size: 1"
             )
-        for stage in self.network.stages():
-            fully_shard([self.network.get_submodule(name) for name in stage.modules], mesh=mesh)
+        modules = dict(self.network.named_modules())
+        for stage in self.network.stages():  # a stage may name a buffer besides, which every process keeps whole
+            fully_shard([modules[name] for name in stage.modules if name in modules], mesh=mesh)
         fully_shard(self.network, mesh=mesh)
 
     # What moves, and how fast.
@@ -189,8 +233,10 @@ class AtlasModule(lightning.LightningModule):
             self.print(f"resumed from {self.trainer.ckpt_path}")
         elif self.intake is not None:
             self.print(f"weights from {self.weights}\n{self.intake}")
-            for difference in self.meant:
-                self.print(f"accepted: {difference}")
+            for line in self.adopted:
+                self.print(f"adopted: {line}")
+            for difference in self.allowed:
+                self.print(f"allowed: {difference}")
         self.print(self.describe_stages())
 
     def describe_stages(self) -> str:
@@ -210,15 +256,15 @@ class AtlasModule(lightning.LightningModule):
         """Return the loss of one batch of patches."""
         return self._step(batch, "train")["loss"]
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Score one whole volume; returns its prediction."""
         return self._step(batch, "val")
 
-    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Score one whole volume; returns its prediction."""
         return self._step(batch, "test")
 
-    def _step(self, batch: Batch, split: Split) -> dict[str, Tensor]:
+    def _step(self, batch: Batch, split: Split) -> dict[str, Any]:
         if split == "train":
             losses = self.task.loss(self.network(batch["image"]), batch)
             values = {f"train/{name}": value.detach() for name, value in losses.items()}
@@ -228,16 +274,16 @@ class AtlasModule(lightning.LightningModule):
         self.task.update(split, prediction, batch)
         return {"prediction": prediction}
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> Integer[Tensor, "batch i j k"]:
-        """Return the predicted class of each voxel: 0 is background, 1 the contract's first class."""
+    def predict_step(self, batch: Batch, batch_idx: int) -> Any:
+        """Return what the task predicts of whole images; of voxels a `Prediction`."""
         return self.task.decode(self.task.infer(self.network, batch["image"]))
 
     def on_validation_epoch_end(self) -> None:
-        """Log Dice as `val/dice` and `val/dice/CLASS`."""
+        """Log Dice as `val/dice` and `val/dice/CLASS`, and of several datasets as `val/dataset/NAME/dice`."""
         self._score("val")
 
     def on_test_epoch_end(self) -> None:
-        """Log Dice as `test/dice` and `test/dice/CLASS`."""
+        """Log Dice as `test/dice` and `test/dice/CLASS`, and of several datasets as `test/dataset/NAME/dice`."""
         self._score("test")
 
     def _score(self, split: Literal["val", "test"]) -> None:
@@ -245,8 +291,13 @@ class AtlasModule(lightning.LightningModule):
         self.task.reset(split)
         self.results[split] = result
         classes = (self.contract or Contract()).classes
-        values = zip(classes, result.per_class().tolist(), strict=True)
-        scores = {f"{split}/dice/{name}": value for name, value in values if not math.isnan(value)}
+        named = zip(classes, result.per_class().tolist(), strict=True)
+        scores = {f"{split}/dice/{name}": value for name, value in named}
+        list_datasets = getattr(getattr(self.trainer, "datamodule", None), "datasets", None)
+        parts = result.per_dataset(list_datasets(split)) if list_datasets else {}
+        if len(parts) > 1:
+            scores |= {f"{split}/dataset/{name}/dice": part.mean for name, part in parts.items()}
+        scores = {name: value for name, value in scores.items() if not math.isnan(value)}
         self.log_dict({f"{split}/dice": result.mean, **scores}, sync_dist=True)  # equal on all ranks already
 
     # What a checkpoint carries besides the tensors: enough to build the network again.
@@ -266,5 +317,17 @@ class AtlasModule(lightning.LightningModule):
                 f"the checkpoint predicts {', '.join(stored.classes)}; data.init_args.classes says "
                 f"{', '.join(self.contract.classes)}: take the recipe that made it"
             )
-        self.contract = self.contract or stored
+        if self.contract is not None:
+            self._keep_to(stored)
+        self.contract = (self.contract or stored).remembering(stored)
         self.configure_model()
+
+    def _keep_to(self, stored: Contract) -> None:
+        """Have the data prepared as a checkpoint expects them, which is known only now, or refuse them."""
+        if self.adopts:
+            data = adopting(self.trainer)
+            self.adopted = adopt_kept(self.trainer, data, stored)
+            self.contract = data.contract
+            for line in self.adopted:
+                self.print(f"adopted: {line}")
+        check_prepared(stored, self.contract or Contract(), self.allow)

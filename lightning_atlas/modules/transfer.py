@@ -1,5 +1,7 @@
 """Transfer: adapt weights that know anatomy to another task."""
 
+from typing import Literal
+
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 
@@ -20,11 +22,15 @@ class TransferLearning(AtlasModule):
         schedule: Learning rate over the run as a share of the peak, in closed form; `null` holds it constant.
         weights: A file or a name of published weights to start from; `null` starts from scratch.
         required_share: The least share of the encoder's parameters that `weights` must fill.
-        accept: Keys of the contract in which data and weights are meant to differ, each with the reason.
+        contract: What becomes of a preprocessing that is not what the weights expect: `match` stops; `adopt` takes over
+            their orientation, spacing, intensity window and range, also where a checkpoint is resumed or scored.
+        allow: Keys of the contract in which data and weights are meant to differ, such as `modality`.
+        head_prior: Share of the voxels, of each class or one for all, with which outputs that no weights gave start in
+            their biases; `null` leaves these as initialised.
         adaptation: What moves, and how fast; several act together. `null` moves everything.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each is a line of a recipe
         self,
         network: Network,
         task: Task,
@@ -32,8 +38,10 @@ class TransferLearning(AtlasModule):
         schedule: Schedule | None = None,
         weights: str | None = None,
         required_share: float = 0.9,
-        accept: dict[str, str] | None = None,
+        contract: Literal["match", "adopt"] = "match",
+        allow: list[str] | None = None,
+        head_prior: float | dict[str, float] | None = None,
         adaptation: list[Adaptation] | None = None,
     ) -> None:
-        super().__init__(network, task, optimizer, schedule, weights, required_share, accept)
+        super().__init__(network, task, optimizer, schedule, weights, required_share, contract, allow, head_prior)
         self.adaptation = tuple(adaptation or ())

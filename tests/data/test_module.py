@@ -9,7 +9,15 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torchio.transforms import RandomGamma, ToCanonical
 
-from lightning_atlas.data import EmbeddedScan, Patches, ScanDataModule, ScanFolder, SimulatedCohort
+from lightning_atlas.data import (
+    Classes,
+    EmbeddedScan,
+    Mixture,
+    Patches,
+    ScanDataModule,
+    ScanFolder,
+    SimulatedCohort,
+)
 from lightning_atlas.data.augmentation.augment import BatchAugmentation
 from lightning_atlas.data.cases import Case, Source
 from lightning_atlas.data.embedded import HERE
@@ -234,6 +242,35 @@ def test_batches_are_augmented_on_the_device_in_training_only(spine, trainer):
 def test_a_class_that_no_scan_tells_is_refused(spine):
     with pytest.raises(ValueError, match="no scan tells where liver is: nobody drew it"):
         _ = spine(classes={"liver": ["liver"]}).contract
+
+
+def test_subjects_say_of_which_dataset_they_are(spine):
+    sources = {name: SimulatedCohort("spine_mr", 1, count, 1, seed=count) for name, count in (("a", 1), ("b", 2))}
+    data = spine(Mixture(sources))
+    assert data.datasets("val") == ["a", "b", "b"]
+    assert data.datasets("predict") == data.datasets("test") == ["a", "b"]
+    assert [len(data.subjects(split)) for split in ("val", "predict")] == [3, 2]
+    assert spine().datasets("test") == ["unnamed"]
+
+
+@pytest.mark.parametrize("exclusive", [True, False])
+def test_the_contract_says_whether_classes_overlap_also_of_scans_without_labels(spine, exclusive, tmp_path):
+    (tmp_path / "scan.nii.gz").write_bytes((HERE / "spine_mr.nii.gz").read_bytes())
+    classes = Classes({"cord": ["spinal_cord"]}, exclusive=exclusive)
+    for source in (None, ScanFolder(tmp_path)):
+        assert spine(source, classes=classes).contract.overlapping is not exclusive
+    assert not spine(classes={"cord": ["spinal_cord"]}).contract.overlapping
+
+
+def test_classes_that_overlap_share_voxels_of_a_label(spine):
+    nested = {"canal": ["spinal_canal", "spinal_cord"], "cord": ["spinal_cord"]}
+    data = spine(classes=Classes(nested, exclusive=False))
+    case = data.whole("test", 0)
+    canal, cord = (case["states"][0] == 1)[case["label"][0].long()].unbind(-1)
+    assert (cord & canal).sum() == cord.sum() > 0
+    assert canal.sum() > cord.sum()
+    with pytest.raises(ValueError, match="spinal_cord would belong to canal and to cord"):
+        _ = spine(classes=nested).contract
 
 
 def test_folds_differ_in_one_key(spine):

@@ -1,3 +1,4 @@
+import math
 from functools import partial
 from typing import Any
 
@@ -11,7 +12,7 @@ from lightning_atlas.contract import Contract
 from lightning_atlas.inference import SlidingWindow
 from lightning_atlas.modules import AtlasModule, SupervisedPretraining, TransferLearning
 from lightning_atlas.networks import UNet, as_network
-from lightning_atlas.networks.base import stage_tensors
+from lightning_atlas.networks.base import output_layer, stage_tensors
 from lightning_atlas.tasks import Segmentation
 
 
@@ -131,16 +132,16 @@ def test_weights_arrive_and_a_broken_contract_is_named(toy_data, tmp_path):
     first.save_checkpoint(path)
 
     other = toy_data(Contract(classes=("spleen", "kidney"), modality="MR", spacing_mm=(3.0, 3.0, 3.0)))
-    with pytest.raises(ValueError, match="modality: the weights expect CT, the data give MR"):
+    with pytest.raises(ValueError, match=r"source\.ckpt expect modality CT, not MR"):
         trainer().fit(module(weights=str(path)), datamodule=other)
 
-    run = module(weights=str(path), accept={"modality": "meant"}, adaptation=[HeadOnly()])
+    run = module(weights=str(path), allow=["modality"], adaptation=[HeadOnly()])
     trainer().fit(run, datamodule=other)
     for stage in run.network.stages():
         if stage.part != "head":
             ours, theirs = stage_tensors(run.network, stage), stage_tensors(source.network, stage)
             assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    assert run.meant == ["modality: the weights expect CT, the data give MR (meant)"]
+    assert run.allowed == ["modality: the weights expect CT, the data give MR"]
 
 
 def test_test_needs_no_source_weights_and_repeats_the_numbers(toy_data, tmp_path):
@@ -163,3 +164,23 @@ def test_a_checkpoint_alone_rebuilds_the_head(toy_data, tmp_path):
     assert loaded.contract.classes == ("liver", "spleen")
     image = torch.randn(1, 1, 16, 16, 16)
     assert torch.equal(loaded.eval().network(image), run.eval().network(image))
+
+
+def test_only_outputs_that_no_weights_gave_start_at_their_prior(toy_data, tmp_path):
+    first, source = trainer(), module(SupervisedPretraining)
+    first.fit(source, datamodule=toy_data(Contract(classes=("liver", "spleen"))))
+    path = tmp_path / "source.ckpt"
+    first.save_checkpoint(path)
+
+    run = module(weights=str(path), head_prior=0.01)
+    frozen = partial(torch.optim.SGD, lr=0.0)
+    run.optimizer = frozen
+    trainer().fit(run, datamodule=toy_data(Contract(classes=("spleen", "kidney"))))
+    ours, theirs = (each.network.get_submodule(output_layer(each.network)).bias for each in (run, source))
+    assert ours[:2].tolist() == theirs[[0, 2]].tolist()  # background and spleen
+    assert ours[2].item() == pytest.approx(math.log(0.01))
+
+
+def test_an_impossible_prior_stops_before_training(toy_data):
+    with pytest.raises(ValueError, match="the prior has no share of spleen"):
+        trainer().fit(module(head_prior={"liver": 0.1}), datamodule=toy_data())
