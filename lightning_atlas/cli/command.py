@@ -3,27 +3,40 @@
 import difflib
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 import lightning_atlas
 from lightning_atlas.cli.recipes import INTERRUPTED, CommandError, run_recipes_verb
 from lightning_atlas.cli.request import RUN_VERBS, read_request
-from lightning_atlas.cli.run_folder import describe_run, is_run
 
-VERBS = (*RUN_VERBS, "prepare", "inspect", "recipes")
+WORK = {
+    "prepare": ("preparing", "run_prepare"),
+    "export": ("exporting", "run_export"),
+    "inspect": ("inspecting", "run_inspect"),
+    "weights": ("fetching", "main"),
+}
+"""Verb -> module of this folder and function that does it; imported only then, since most load torch and all parts."""
+VERBS = (*RUN_VERBS, *WORK, "recipes")
 HELP = """usage: lightning-atlas VERB ... [--debug]
 
   prepare PATH [--recipe FILE] [--check]       look scans through, and write a recipe for them
   fit RECIPE [RECIPE ...] [--KEY VALUE ...]    train, and end in a folder runs/RECIPE/TIME
   test RUN | validate RUN                      score the last checkpoint of such a folder again
-  predict RUN --input DIR --output DIR [--overwrite]
+  predict RUN --input DIR --output DIR [--overwrite] [--allow KEYS]
                                                segment every scan in a folder, in the scan's own grid
+  predict --weights WEIGHTS --input DIR --output DIR
+                                               the same by weights alone, without a run or a recipe
+  export RUN --output FOLDER [--licence SPDX]  hand its weights on: tensors, contract, scores, a card
   inspect RUN                                  what its checkpoint is, what it expects, how it scored
+  inspect WEIGHTS [--config RECIPE] [--json]   what they are, and what a recipe would take of them
+  weights list | show NAME | fetch NAME        published weights: names, cards, downloads
   recipes list | show NAME | copy NAME [FILE]  the recipes that come with the package
 
 Later recipes change earlier ones, and --KEY VALUE changes both: --trainer.max_epochs 5, --data.batch_size 1.
-A RECIPE is a file or a packaged recipe's name; --config RECIPE says the same. test, validate and predict take
-recipes and --ckpt_path FILE too. --print_config prints what would run; VERB --help lists every key.
+A RECIPE is a file or a packaged recipe's name; --config RECIPE says the same. WEIGHTS is a folder that `export` made,
+a published name or a file. test, validate and predict take recipes and --ckpt_path FILE too. --print_config prints
+what would run; VERB --help lists every key.
 `python -m lightning_atlas` is the same as `lightning-atlas`; --debug shows the traceback of an error."""
 
 
@@ -65,21 +78,13 @@ def _dispatch(words: Sequence[str]) -> int:
         print(f"lightning_atlas {lightning_atlas.__version__}")
     elif verb == "recipes":
         run_recipes_verb(rest)
-    elif verb == "inspect":
-        if len(rest) != 1 or not is_run(Path(rest[0])):
-            raise CommandError(
-                f"write `inspect RUN`: a folder with recipe.yaml, in which a fit ended; got {' '.join(rest)!r}"
-            )
-        print(describe_run(Path(rest[0])))
-    elif verb == "prepare":
-        from lightning_atlas.cli.preparing import run_prepare  # loads torch and all parts
-
-        run_prepare(rest)
+    elif verb in WORK:
+        module, name = WORK[verb]
+        getattr(import_module(f"lightning_atlas.cli.{module}"), name)(rest)
     elif verb in RUN_VERBS:
         request = read_request(verb, rest)
-        from lightning_atlas.cli.runner import run  # loads torch, Lightning and all parts
-
-        run(request)
+        module, name = ("segmenting", "segment") if request.weights else ("runner", "run")
+        getattr(import_module(f"lightning_atlas.cli.{module}"), name)(request)
     else:
         near = difflib.get_close_matches(verb, VERBS, n=1)
         raise CommandError(

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,10 +23,11 @@ from lightning_atlas.data.labels.sides import split_cases
 from lightning_atlas.data.labels.vocabulary import load_vocabulary, vocabularies
 from lightning_atlas.data.sources.layouts import LAYOUTS, read_layout
 from lightning_atlas.data.sources.write_manifest import write_manifest
-from lightning_atlas.data.store.prepare import store_root
+from lightning_atlas.data.store.keys import store_root
 from lightning_atlas.data.survey.checks import Defect, Report, check_cases
 from lightning_atlas.data.survey.fingerprint import Fingerprint, fingerprint
 from lightning_atlas.data.survey.fingerprint_sheet import write_sheet
+from lightning_atlas.data.survey.one_pass import check_and_measure
 from lightning_atlas.data.survey.proposal import costs, propose
 from lightning_atlas.data.survey.write_recipe import Start, write_recipe
 
@@ -107,13 +109,13 @@ def _prepare(options: argparse.Namespace) -> None:
         print("\n".join(_plan(options, dataset)))
         return
     table = _table(options, dataset)
-    cases = _sound(dataset, options)
+    cases, measured = _sound(dataset, options)
     if options.check:
         return
     if options.split_sides:
         cases, notes = split_cases(cases, options.split_sides, table.with_name(f"{table.stem}_sides"))
         print("\n".join(notes))
-    measured = fingerprint(cases, options.workers or 0)
+    measured = measured or fingerprint(cases, options.workers or 0)
     print("\n".join(measured.report()))
     written = _write(measured, cases, dataset, table)
     if options.recipe:
@@ -149,14 +151,12 @@ def _find(options: argparse.Namespace) -> Dataset:
     return Dataset([replace(case, **told) for case in result.cases], result.notes, list(result.defects), listed)
 
 
-def _sound(dataset: Dataset, options: argparse.Namespace) -> list[Case]:
-    """Return the cases without defects; print what was found."""
-    with tqdm(total=len(dataset.cases), desc="check", unit="scan", leave=False, disable=len(dataset.cases) < 2) as bar:
-
-        def tell(done: int, _: int) -> None:
-            bar.update(done - bar.n)
-
-        report = check_cases(dataset.cases, options.workers or 0, tell)
+def _sound(dataset: Dataset, options: argparse.Namespace) -> tuple[list[Case], Fingerprint | None]:
+    """Return the cases without defects, and what they are like where one reading is to tell; print what was found."""
+    if options.check or options.split_sides:
+        report, measured = _checked(dataset.cases, options.workers or os.cpu_count() or 1), None
+    else:
+        report, measured = check_and_measure(dataset.cases, options.workers or 0)
     report = Report(report.cases, (*dataset.defects, *report.defects), report.notes)
     print(report)
     if report.defects and not options.skip_bad:
@@ -169,12 +169,21 @@ def _sound(dataset: Dataset, options: argparse.Namespace) -> list[Case]:
         print(f"left out: {', '.join(sorted(report.bad_subjects))}")
     if not cases:
         raise CommandError(f"{options.path}: no sound scan is left")
-    return cases
+    return cases, measured
+
+
+def _checked(cases: Sequence[Case], workers: int) -> Report:
+    with tqdm(total=len(cases), desc="check", unit="scan", leave=False, disable=len(cases) < 2) as bar:
+
+        def tell(done: int, _: int) -> None:
+            bar.update(done - bar.n)
+
+        return check_cases(cases, workers, tell)
 
 
 def _write(measured: Fingerprint, cases: Sequence[Case], dataset: Dataset, table: Path) -> list[Path]:
     written = []
-    if dataset.listed != table or len(cases) < len(dataset.cases) or any(c not in dataset.cases for c in cases):
+    if dataset.listed != table or cases != dataset.cases:
         if table == dataset.listed:
             raise CommandError(f"{table} would lose or change subjects; name another manifest: --output FILE.json")
         write_manifest(table, cases, table.stem)

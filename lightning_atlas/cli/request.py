@@ -24,9 +24,11 @@ class Request:
         options: What Lightning's parser reads: `--model.weights=...`.
         run: Folder of an earlier fit that stands in the place of a recipe.
         checkpoint: The one that is taken: of that run, or the one that was typed.
+        weights: What `predict` takes in the place of a run: an export's folder, a published name, a file.
         input: Folder of scans to predict on.
         output: Folder for predictions.
         overwrite: Whether predictions may be replaced.
+        allow: Keys in which scans to predict on may lie outside of what training saw.
     """
 
     verb: str
@@ -35,9 +37,11 @@ class Request:
     options: list[str] = field(default_factory=list)
     run: Path | None = None
     checkpoint: Path | None = None
+    weights: str | None = None
     input: Path | None = None
     output: Path | None = None
     overwrite: bool = False
+    allow: list[str] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -77,11 +81,23 @@ def read_request(verb: str, words: Sequence[str]) -> Request:
         _read_option(request, rest)
     if request.run and not request.checkpoint:
         request.checkpoint = last_checkpoint(request.run)
-    if request.run and verb == "predict" and not request.asks_only and not (request.input and request.output):
-        raise CommandError("write `predict RUN --input DIR --output DIR`: where the scans are, and where results go")
+    _check_prediction(request)
     if request.input and request.output and request.input.resolve() == request.output.resolve():
         raise CommandError(f"--output {request.output} is the folder of the scans: predictions would replace them")
     return request
+
+
+def _check_prediction(request: Request) -> None:
+    what = f"--weights {request.weights}" if request.weights else "RUN" if request.run else None
+    if request.verb != "predict" or what is None or request.asks_only:
+        return
+    if request.weights and (extra := [*request.configs, *filter(None, [request.checkpoint])]):
+        raise CommandError(
+            f"--weights {request.weights} brings its own network and preprocessing: leave out {extra[0]}, or name the "
+            "weights in the recipe (model.init_args.weights) and fit it"
+        )
+    if not (request.input and request.output):
+        raise CommandError(f"write `predict {what} --input DIR --output DIR`: where the scans are, where results go")
 
 
 def _read_option(request: Request, rest: list[str]) -> None:
@@ -92,6 +108,10 @@ def _read_option(request: Request, rest: list[str]) -> None:
         _read_checkpoint(request, _value(rest))
     elif request.verb == "predict" and key in ("--input", "--output"):
         setattr(request, key.removeprefix("--"), Path(_value(rest)))
+    elif request.verb == "predict" and key == "--weights":
+        request.weights = _value(rest)
+    elif request.verb == "predict" and key == "--allow":
+        request.allow += _value(rest).split(",")
     elif request.verb == "predict" and key == "--overwrite" and not equals:
         request.overwrite = bool(rest.pop(0))
     else:

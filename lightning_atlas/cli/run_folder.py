@@ -15,6 +15,8 @@ from lightning_atlas.cli.recipes import CommandError
 FOLDER_VARIABLE = "LIGHTNING_ATLAS_RUN_FOLDER"
 """Tells the processes that Lightning starts for further devices which folder the first one has made."""
 TIME = "%Y-%m-%d_%H-%M-%S"
+TRAINING_DATA = "training_data.json"
+"""In a run's folder: what it was trained on, in numbers and without names of subjects."""
 PACKAGES = ("lightning-atlas", "torch", "lightning", "monai", "torchio", "torchmetrics", "jsonargparse", "numpy")
 
 

@@ -23,21 +23,15 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from lightning_atlas.callbacks import Expectation, PredictionWriter, RunReport, WholeRunProgress
+from lightning_atlas.callbacks import Expectation, PredictionWriter, RunReport, ScanCheck, WholeRunProgress
+from lightning_atlas.callbacks.seams import CaseData
 from lightning_atlas.cli.endings import is_refusal, plain_words, unused_gpu
 from lightning_atlas.cli.mistakes import LOGGER, discarded_arguments, explain, name_discarded, read_all
 from lightning_atlas.cli.recipes import CommandError
 from lightning_atlas.cli.request import RUN_VERBS, Request
-from lightning_atlas.cli.run_folder import (
-    TIME,
-    environment,
-    forget_run_folder,
-    made_in,
-    make_run_folder,
-    stated_contract,
-)
+from lightning_atlas.cli.run_folder import TIME, TRAINING_DATA, environment, forget_run_folder, made_in, make_run_folder
+from lightning_atlas.cli.run_options import options_of_run
 from lightning_atlas.cli.sources import read_sources
-from lightning_atlas.data import ScanFolder
 from lightning_atlas.modules import AtlasModule
 
 PARTS = ("networks", "tasks", "inference", "adaptation")
@@ -55,7 +49,7 @@ USAGE = {
     "fit": "RECIPE [RECIPE ...] [--KEY VALUE ...]",
     "validate": "RUN | RECIPE [RECIPE ...] [--ckpt_path FILE] [--KEY VALUE ...]",
     "test": "RUN | RECIPE [RECIPE ...] [--ckpt_path FILE] [--KEY VALUE ...]",
-    "predict": "RUN --input DIR --output DIR [--overwrite] [--KEY VALUE ...]",
+    "predict": "RUN | --weights WEIGHTS --input DIR --output DIR [--overwrite] [--allow KEYS] [--KEY VALUE ...]",
 }
 DESCRIPTION = """RECIPE is a file or a packaged recipe's name (`lightning-atlas recipes list`), RUN a folder in which a
 fit ended. --print_config prints the merged recipe; --model.help CLASS and --data.help CLASS list what CLASS takes."""
@@ -89,6 +83,18 @@ class RecipeSaver(SaveConfigCallback):
         folder = Path(str(trainer.log_dir))  # asks every process, so not from `save_config`, which one process runs
         if trainer.is_global_zero and not written:
             (folder / "environment.txt").write_text(environment(self.command), encoding="utf-8")
+            if stage == "fit" and (told := training_data(trainer)):
+                (folder / TRAINING_DATA).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+
+
+def training_data(trainer: Trainer) -> dict[str, Any] | None:
+    """Return what a fit learns from, without names of subjects; `None` where the data module does not tell."""
+    data = getattr(trainer, "datamodule", None)
+    if not isinstance(data, CaseData):
+        return None
+    counts = {split: len(data.subjects(split)) for split in ("train", "val", "test")}
+    datasets = sorted({case.dataset for case in getattr(data, "cases", ())} - {""})
+    return {"description": data.describe(), "subjects": counts, "datasets": datasets}
 
 
 def make_absolute(values: jsonargparse.Namespace | dict[str, Any]) -> None:
@@ -125,8 +131,12 @@ class AtlasCLI(LightningCLI):
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
-            args=[request.verb, *recipes, *_of_the_run(request), *request.options],
+            args=[request.verb, *recipes, *self.given_options(), *request.options],
         )
+
+    def given_options(self) -> list[str]:
+        """Return the options that nobody typed: a run's checkpoint, and the folder of scans."""
+        return options_of_run(self.request)
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -200,7 +210,11 @@ class AtlasCLI(LightningCLI):
 
     def _writers(self, given: list[Callback]) -> list[Callback]:
         if self.request.output:
-            return [PredictionWriter(self.request.output, overwrite=self.request.overwrite)]
+            try:
+                check = ScanCheck(self.request.allow, self.request.output)
+            except ValueError as error:
+                raise CommandError(f"--{error}") from error
+            return [PredictionWriter(self.request.output, overwrite=self.request.overwrite), check]
         if not any(isinstance(each, PredictionWriter | BasePredictionWriter) for each in given):
             raise CommandError("predict has nowhere to write: add --output DIR")
         return []
@@ -257,25 +271,6 @@ def _folder_of_scores(request: Request, root: Path) -> Path:
     return request.run / "tests" / datetime.now().strftime(TIME)
 
 
-def _of_the_run(request: Request) -> list[str]:
-    """Return the options by which a run folder and a folder of scans come in."""
-    options = [f"--ckpt_path={request.checkpoint}"] if request.checkpoint else []
-    if request.input is None:
-        return options
-    if not request.input.is_dir():
-        found = "is a file; put it into one" if request.input.is_file() else "does not exist"
-        raise CommandError(f"--input takes a folder of scans; {request.input} {found}")
-    contract = stated_contract(request.checkpoint) if request.checkpoint else {}
-    # Every argument is written out: those of the recipe's source that have the same names would stay otherwise.
-    arguments = {name: each.default for name, each in inspect.signature(ScanFolder).parameters.items()}
-    arguments |= {"images": str(request.input), "modality": contract.get("modality")}
-    scans = {"class_path": "lightning_atlas.data.ScanFolder", "init_args": arguments}
-    options.append(f"--data.source={json.dumps(scans)}")
-    if classes := contract.get("classes"):  # scans without labels cannot say them
-        options.append(f"--data.classes={json.dumps({name: [name] for name in classes})}")
-    return options
-
-
 def _quiet_advertisements(record: logging.LogRecord) -> bool:
     return "Tip:" not in record.getMessage()
 
@@ -289,10 +284,7 @@ def run(request: Request) -> None:
     Raises:
         CommandError: The command cannot run, or its run ended early in a way that has plain words.
     """
-    _import_parts()
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_quiet_advertisements)
-    for noise in NOISE:
-        warnings.filterwarnings("ignore", message=noise)
+    import_parts()
     if request.run and (folder := made_in(request.run)):
         sys.path.append(str(folder))
     _announce(request)
@@ -327,7 +319,7 @@ def prepare_recipe(request: Request) -> None:
     Raises:
         CommandError: The recipe or its scans are refused.
     """
-    _import_parts()
+    import_parts()
     _Preparation(request)
 
 
@@ -337,7 +329,11 @@ def leave_processes() -> None:
         torch.distributed.destroy_process_group()
 
 
-def _import_parts() -> None:
+def import_parts() -> None:
+    """Load what recipes name by short names, and still what Lightning says of itself."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_quiet_advertisements)
+    for noise in NOISE:
+        warnings.filterwarnings("ignore", message=noise)
     for part in PARTS:
         import_module(f"lightning_atlas.{part}")
 

@@ -180,6 +180,22 @@ def test_each_verb_has_help(command, verb):
     assert "--trainer.max_epochs" in out
 
 
+@pytest.mark.parametrize(("verb", "option"), [("export", "--output"), ("inspect", "--json"), ("prepare", "--check")])
+def test_each_verb_of_our_own_has_help_too(command, verb, option):
+    code, out, _ = command(verb, "--help")
+    assert code == 0
+    assert out.startswith(f"usage: lightning-atlas {verb}")
+    assert option in out
+    assert f"  {verb} " in command("--help")[1]
+
+
+def test_published_weights_have_a_verb(command):
+    code, out, _ = command("weights", "list")
+    assert code == 0
+    assert "starter_abdomen_ct" in out
+    assert "  weights list" in command()[1]
+
+
 def test_help_and_version_and_an_unknown_verb(command):
     assert "fit RECIPE" in command()[1]
     assert command("--version")[1].startswith("lightning_atlas 0.")

@@ -37,5 +37,6 @@ def test_fit_and_predict_need_no_sigusr1_no_wide_code_page_and_no_plain_folder(t
 
     run("fit", "target/abdomen_mr", "machine/smoke", "--data.num_workers=1")
     (made,) = folder.glob("runs/*/*")
-    run("predict", str(made), "--input", scans.name, "--output", "prédit")
+    # The smoke cohort's warps bring air into a scan that has none, and with it other percentiles.
+    run("predict", str(made), "--input", scans.name, "--output", "prédit", "--allow", "intensities")
     assert (folder / "prédit" / "été 1.nii.gz").is_file()

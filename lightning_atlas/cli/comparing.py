@@ -1,0 +1,139 @@
+"""What a recipe would take of weights, and where its data break their contract: nothing is trained or read whole."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lightning_atlas.adaptation import IntakeReport, SourceWeights, load_weights
+from lightning_atlas.adaptation.exported import public_spec
+from lightning_atlas.cli.recipes import CommandError
+from lightning_atlas.cli.request import Request
+from lightning_atlas.cli.runner import AtlasCLI, import_parts
+from lightning_atlas.contract import PREPROCESSED, Contract, differences
+from lightning_atlas.modules import AtlasModule
+
+
+@dataclass
+class Parts:
+    """What a recipe names: the module, and the contract of its data where these can be read.
+
+    Args:
+        module: Not yet filled.
+        contract: `None` where the data cannot be read here.
+        missing: Why not.
+    """
+
+    module: AtlasModule
+    contract: Contract | None
+    missing: str | None = None
+
+
+class _Inspection(AtlasCLI):
+    """Builds what a recipe names, and neither trains nor makes a run folder."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        """Build none."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run none."""
+
+
+def build_parts(configs: Sequence[Path], changes: Sequence[str], network: Mapping[str, Any] | None) -> Parts:
+    """Build module and data of a recipe; the weights' network takes its place where it names none.
+
+    Raises:
+        CommandError: The recipe is refused, or is for another module.
+    """
+    import_parts()
+    options = list(changes)
+    if network and not _names_network(configs, changes):
+        options.insert(0, f"--model.network={json.dumps(dict(network))}")
+    built = _Inspection(Request("fit", configs=list(configs), options=options))
+    if not isinstance(built.model, AtlasModule):
+        raise CommandError(f"{configs[0]}: {type(built.model).__name__} takes no weights; inspect knows AtlasModule")
+    try:
+        return Parts(built.model, built.datamodule.contract)
+    except (OSError, ValueError) as error:
+        return Parts(built.model, None, str(error))
+
+
+def _names_network(configs: Sequence[Path], changes: Sequence[str]) -> bool:
+    if any(word.startswith(("--model.network", "--model.init_args.network")) for word in changes):
+        return True
+    for path in configs:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        model = content.get("model") if isinstance(content, Mapping) else None
+        arguments = {**model, **(model.get("init_args") or {})} if isinstance(model, Mapping) else {}
+        if "network" in arguments:
+            return True
+    return False
+
+
+def compare(source: SourceWeights, configs: Sequence[Path], changes: Sequence[str] = ()) -> dict[str, Any]:
+    """Return what a recipe would take of weights, and where its data break their contract.
+
+    Args:
+        source: As read.
+        configs: Recipes in order.
+        changes: Options that change them.
+
+    Raises:
+        CommandError: The recipe is refused.
+    """
+    parts = build_parts(configs, changes, public_spec(source.network) if source.network else None)
+    module, contract = parts.module, parts.contract
+    classes = contract.classes if contract else ()
+    if classes:
+        module.network.resize(module.task.outputs(classes))
+    found: dict[str, Any] = {
+        "configs": [str(path) for path in configs],
+        "network": type(module.network).__name__,
+        "data_not_read": parts.missing,
+    }
+    for share in (module.required_share, 0.0):  # what a fit would say, then all that fits
+        try:
+            found |= _intake(load_weights(module.network, source, classes, share, "channels" in module.allow))
+            break
+        except ValueError as error:
+            found.setdefault("refused", str(error))
+    if contract and source.contract:
+        found |= {"head": _head(source.contract.classes, classes), "differences": _differences(source.contract, parts)}
+    return found
+
+
+def _intake(report: IntakeReport) -> dict[str, Any]:
+    return {
+        "encoder_share": report.encoder_share,
+        "loaded": list(report.loaded),
+        "renamed": [list(each) for each in report.renamed],
+        "reshaped": [{"source": each.source, "name": each.name, "how": each.how} for each in report.reshaped],
+        "fresh": [{"name": each.name, "shape": list(each.shape)} for each in report.fresh],
+        "left_over": [{"name": each.name, "shape": list(each.shape)} for each in report.left_over],
+        "report": str(report),
+    }
+
+
+def _head(theirs: Sequence[str], ours: Sequence[str]) -> dict[str, list[str]]:
+    return {
+        "matched": [name for name in ours if name in theirs],
+        "fresh": [name for name in ours if name not in theirs],
+        "not_used": [name for name in theirs if name not in ours],
+    }
+
+
+def _differences(expected: Contract, parts: Parts) -> list[dict[str, Any]]:
+    return [
+        {
+            "key": each.key,
+            "weights": each.weights,
+            "data": each.data,
+            "says": str(each),
+            "allowed": each.key in parts.module.allow,
+            "adopted": parts.module.adopts and each.key in PREPROCESSED,
+        }
+        for each in differences(expected, parts.contract or Contract())
+    ]

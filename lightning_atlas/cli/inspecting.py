@@ -1,0 +1,196 @@
+"""The verb `inspect`: what weights are, and what a recipe would take of them; nothing in a file is run."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_atlas.adaptation import SourceWeights, read_weights, zoo
+from lightning_atlas.adaptation.exported import is_export, precision, public_spec
+from lightning_atlas.adaptation.key_rules import WRAPPERS
+from lightning_atlas.adaptation.weights import NESTS, NUMPY_SCALARS
+from lightning_atlas.cli.recipes import CommandError, find_recipe
+from lightning_atlas.cli.run_folder import describe_run, is_run, last_checkpoint
+from lightning_atlas.cli.words import Words
+
+FORM = "inspect RUN | inspect WEIGHTS [--config RECIPE] [--json]"
+CARD = ("licence", "citation", "training", "metrics", "source")
+"""What an export says of itself that is shown."""
+
+
+def run_inspect(words: Sequence[str]) -> None:
+    """Run the verb.
+
+    Args:
+        words: After it.
+
+    Raises:
+        CommandError: There are no such weights, they cannot be read, or the recipe is refused.
+    """
+    options, changes = inspect_parser().parse_known_args(list(words))
+    if foreign := [word for word in changes if word.startswith("-") and "." not in word]:
+        inspect_parser().error(f"unrecognized arguments: {foreign[0]}")
+    if changes and not options.config:
+        raise CommandError(f"{' '.join(changes)} changes a recipe, and none is given: add --config RECIPE")
+    run = Path(options.weights)
+    if is_run(run) and not options.config and not options.json:
+        print(describe_run(run))
+        return
+    name = str(last_checkpoint(run)) if is_run(run) else options.weights
+    try:
+        source = read_weights(name)
+    except (OSError, ValueError) as error:
+        no_run = "\nnor is it a run: it has no recipe.yaml" if run.is_dir() and not is_export(run) else ""
+        raise CommandError(f"{error}{no_run}") from error
+    found = describe(source, name)
+    if options.config:
+        from lightning_atlas.cli.comparing import compare  # loads Lightning and all parts
+
+        found["recipe"] = compare(source, [find_recipe(word) for word in options.config], changes)
+    print(json.dumps(found, indent=2, ensure_ascii=False) if options.json else "\n".join(in_words(found)))
+
+
+def inspect_parser() -> Words:
+    """Return what reads the words after the verb."""
+    parser = Words("inspect", FORM, description=__doc__)
+    parser.add_argument("weights", help="an export's folder, a published name, a file, or the folder of a run")
+    parser.add_argument("--config", action="append", default=[], help="a recipe: what would it take of the weights?")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
+def describe(source: SourceWeights, name: str) -> dict[str, Any]:
+    """Return what weights are, in plain values.
+
+    Args:
+        source: As read.
+        name: What was asked for.
+    """
+    path = _path_of(name)
+    file = path / "weights.safetensors" if is_export(path) else path
+    entry, like = _published(source)
+    tensors = source.tensors
+    network = source.network or (entry.network if entry else None)
+    return {
+        "weights": name,
+        "path": str(path),
+        "kind": _kind(path),
+        "size_bytes": file.stat().st_size if file.is_file() else None,
+        "sha256": source.sha256,
+        "nest": nest(path) if path.is_file() and path.suffix != ".safetensors" else None,
+        "prefix": shared_prefix(tensors) or None,
+        "tensors": len(tensors),
+        "parameters": sum(each.numel() for each in tensors.values()),
+        "precision": precision(tensors),
+        "published_as": {"name": entry.name, "by": "sha256"} if entry else None,
+        "looks_like": [each._asdict() for each in like],
+        "network": public_spec(network) if network else None,
+        "contract": source.contract.to_dict() if source.contract else None,
+        "classes": list(source.contract.classes) if source.contract else [],
+        "card": {key: source.card[key] for key in CARD if source.card.get(key) is not None},
+    }
+
+
+def _path_of(name: str) -> Path:
+    path, published = Path(name).expanduser(), zoo.entries()
+    if path.exists():
+        return path
+    return published[name].path if name in published else Path(name.partition("=")[2]).expanduser()
+
+
+def _kind(path: Path) -> str:
+    if is_export(path):
+        return "export of lightning_atlas"
+    if path.is_dir():
+        return "folder of nnU-Net results"
+    return "safetensors" if path.suffix == ".safetensors" else "checkpoint of torch"
+
+
+def _published(source: SourceWeights) -> tuple[zoo.ZooEntry | None, list[zoo.Likeness]]:
+    """Return the published weights with this hash, or else those that tensors of an unknown network look like."""
+    entry = next((each for each in zoo.entries().values() if each.hash and source.sha256.startswith(each.hash)), None)
+    return entry, [] if entry or source.network else zoo.nearest(source.tensors)
+
+
+def nest(path: Path) -> str | None:
+    """Return under which keys of a checkpoint its tensors lie; `None` where they lie at the top."""
+    with torch.serialization.safe_globals(NUMPY_SCALARS):
+        content = torch.load(path, map_location="meta", weights_only=True)
+    found: list[str] = []
+    while key := next((key for key in NESTS if _holds_tensors(content.get(key))), None):
+        found.append(key)
+        content = content[key]
+    return ".".join(found) or None
+
+
+def _holds_tensors(value: Any) -> bool:
+    if not isinstance(value, Mapping):
+        return False
+    return any(isinstance(each, Tensor) or _holds_tensors(each) for each in value.values())
+
+
+def shared_prefix(names: Sequence[str] | Mapping[str, Any]) -> str:
+    """Return what wrappers put before every one of the names."""
+    prefix = ""
+    while names and (
+        step := next((each for each in WRAPPERS if all(name.startswith(prefix + each) for name in names)), None)
+    ):
+        prefix += step
+    return prefix
+
+
+def in_words(found: Mapping[str, Any]) -> list[str]:
+    """Return what was found as lines for a person."""
+    size = found["size_bytes"]
+    lines = [
+        f"weights: {found['path']}",
+        f"kind: {found['kind']}" + (f", {size / 1e6:.1f} MB" if size else ""),
+        f"sha256: {found['sha256']}",
+        f"holds: {found['tensors']} tensors, {found['parameters']:,} numbers in {found['precision']}"
+        + (f", under {found['nest']}" if found["nest"] else "")
+        + (f", all names begin with {found['prefix']}" if found["prefix"] else ""),
+    ]
+    if found["published_as"]:
+        lines.append(f"published as: {found['published_as']['name']} (the same file)")
+    elif found["looks_like"]:
+        likely = ", ".join(
+            f"{each['name']} ({each['matched']} of {each['total']} tensors)" for each in found["looks_like"]
+        )
+        lines.append(f"published as: no file of this hash; names and shapes are most like {likely}")
+    if network := found["network"]:
+        arguments = ", ".join(f"{key}={value}" for key, value in network["init_args"].items())
+        lines.append(f"network: {network['class_path']}({arguments})")
+    lines += _contract_lines(found["contract"])
+    lines += [f"{key}: {value}" for key, value in found["card"].items() if isinstance(value, str)]
+    return lines + (_recipe_lines(found["recipe"]) if "recipe" in found else [])
+
+
+def _contract_lines(contract: Mapping[str, Any] | None) -> list[str]:
+    if contract is None:
+        return ["contract: the file does not say what the weights expect of an image"]
+    stated = {
+        key: each for key, each in contract.items() if each not in (None, []) and key not in ("classes", "format")
+    }
+    lines = ["contract:", *(f"  {key}: {each}" for key, each in stated.items())]
+    classes = contract["classes"]
+    return [*lines, f"classes ({len(classes)}): {', '.join(classes)}" if classes else "classes: none (no head of use)"]
+
+
+def _recipe_lines(found: Mapping[str, Any]) -> list[str]:
+    lines = ["", f"into {found['network']} of {' '.join(found['configs'])}:"]
+    if found["data_not_read"]:
+        lines.append(f"its data cannot be read here, so its classes and contract are unknown: {found['data_not_read']}")
+    lines += [found["report"]] if "report" in found else []
+    lines += [f"a fit would refuse this: {found['refused']}"] if "refused" in found else []
+    if "head" in found:
+        named = (f"{len(names)} {word} ({', '.join(names)})" for word, names in found["head"].items() if names)
+        lines.append(f"head by class name: {'; '.join(named)}".replace("not_used", "not used"))
+    if "differences" in found:
+        lines.append("contract: the data are what the weights expect" if not found["differences"] else "contract:")
+    for each in found.get("differences", ()):
+        words = [word for word in ("allowed", "adopted") if each[word]]
+        lines.append(f"  {each['says']}" + (f" ({words[0]} by the recipe)" if words else ""))
+    return lines
