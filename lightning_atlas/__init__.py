@@ -25,6 +25,8 @@ if TYPE_CHECKING:
         Mixture as Mixture,
         Patches as Patches,
         PlaneSplit as PlaneSplit,
+        RandomQuarterTurns as RandomQuarterTurns,
+        RescaleAboveAir as RescaleAboveAir,
         ScanDataModule as ScanDataModule,
         ScanFolder as ScanFolder,
         ScanLayout as ScanLayout,
@@ -39,14 +41,24 @@ if TYPE_CHECKING:
         TransferLearning as TransferLearning,
     )
     from lightning_atlas.networks import (
+        GenesisUNet as GenesisUNet,
+        MedNeXt as MedNeXt,
         Network as Network,
+        NnUNet as NnUNet,
         SegResNet as SegResNet,
         Stage as Stage,
+        STUNet as STUNet,
+        SwinUNETR as SwinUNETR,
         UNet as UNet,
+        UniversalNetwork as UniversalNetwork,
         as_network as as_network,
     )
-    from lightning_atlas.tasks import Segmentation as Segmentation, Task as Task
-    from lightning_atlas.types import Batch as Batch
+    from lightning_atlas.tasks import (
+        MultiLabelSegmentation as MultiLabelSegmentation,
+        Segmentation as Segmentation,
+        Task as Task,
+    )
+    from lightning_atlas.types import Batch as Batch, Prediction as Prediction
 
 __version__ = "0.1.0"
 
@@ -62,17 +74,25 @@ PUBLIC = {
     "EmbeddedScan": "data",
     "FrozenEncoder": "adaptation",
     "FullFineTuning": "adaptation",
+    "GenesisUNet": "networks",
     "HeadOnly": "adaptation",
     "LayerWiseDecay": "adaptation",
     "Manifest": "data",
     "Mixture": "data",
+    "MedNeXt": "networks",
+    "MultiLabelSegmentation": "tasks",
     "Network": "networks",
+    "NnUNet": "networks",
     "Patches": "data",
     "PlaneSplit": "data",
+    "Prediction": "types",
+    "RandomQuarterTurns": "data",
+    "RescaleAboveAir": "data",
     "ScanDataModule": "data",
     "ScanFolder": "data",
     "ScanLayout": "data",
     "ScanTable": "data",
+    "STUNet": "networks",
     "SegResNet": "networks",
     "Segmentation": "tasks",
     "SimulatedCohort": "data",
@@ -80,9 +100,11 @@ PUBLIC = {
     "Splits": "data",
     "Stage": "networks",
     "SupervisedPretraining": "modules",
+    "SwinUNETR": "networks",
     "Task": "tasks",
     "TransferLearning": "modules",
     "UNet": "networks",
+    "UniversalNetwork": "networks",
     "as_network": "networks",
 }
 """Public name: the part of the package that defines it."""

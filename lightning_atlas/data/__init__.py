@@ -1,6 +1,8 @@
 """Data: sources that list scans, a store that prepares them once, and the module that makes batches of them."""
 
+from lightning_atlas.data.air import RescaleAboveAir
 from lightning_atlas.data.augmentation.augment import BatchAugmentation
+from lightning_atlas.data.augmentation.turns import RandomQuarterTurns
 from lightning_atlas.data.cases import Case, DrawnOn, Mark, Source
 from lightning_atlas.data.embedded import EmbeddedScan
 from lightning_atlas.data.labels.classes import Classes
@@ -25,6 +27,8 @@ __all__ = [
     "Mixture",
     "Patches",
     "PlaneSplit",
+    "RandomQuarterTurns",
+    "RescaleAboveAir",
     "ScanDataModule",
     "ScanFolder",
     "ScanLayout",
