@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 
 import lightning_atlas
+from lightning_atlas.adaptation.zoo import entries
 from lightning_atlas.cli import main
 from lightning_atlas.cli.command import VERBS
+from lightning_atlas.cli.exporting import export_parser
 from lightning_atlas.cli.preparing import prepare_parser
+from lightning_atlas.cli.request import read_request
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -20,8 +23,8 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", TEXT, flags=re.MULTILINE | re.DOTALL)
 
 
-def commands() -> list[list[str]]:
-    """Return the words after `python -m lightning_atlas` wherever the README types a command."""
+def commands(verb: str = "") -> list[list[str]]:
+    """Return the words after `python -m lightning_atlas` wherever the README types a command, or one of a verb."""
     lines = [
         line
         for language in ("sh", "console", "powershell")
@@ -30,7 +33,7 @@ def commands() -> list[list[str]]:
     ]
     parts = [part for line in lines for part in re.split(r"&&|;", line)]
     typed = dict.fromkeys(part.split("lightning_atlas", 1)[1] for part in parts if "-m lightning_atlas" in part)
-    return [shlex.split(words) for words in typed]
+    return [words for words in map(shlex.split, typed) if verb in ("", words[0])]
 
 
 def test_two_commands_install_run_and_test():
@@ -73,11 +76,18 @@ def test_a_command_names_verbs_recipes_and_keys_that_exist(words, capsys):
         assert rest[0] == "--config"
     elif verb == "fit":
         assert main([*words, "--print_config"]) == 0
-    elif verb == "recipes":
+    elif verb == "recipes" or words[:2] in (["weights", "list"], ["weights", "show"]):
         assert main(words) == 0
+    elif verb == "weights":
+        assert rest[0] == "fetch"
+        assert rest[1] in entries()
+    elif verb == "export":
+        assert str(export_parser().parse_args(rest).run).startswith("runs")
+    elif "--weights" in rest:
+        assert read_request(verb, rest).weights in {each[each.index("--output") + 1] for each in commands("export")}
     else:
         assert verb in VERBS
-        assert rest[0].startswith("runs/")
+        assert rest[0].startswith("runs/") or rest[1] == "--config"
 
 
 def test_paths_in_the_text_exist():

@@ -14,6 +14,7 @@ from lightning_atlas.cli.recipes import CommandError
 from lightning_atlas.cli.request import Request
 from lightning_atlas.cli.runner import AtlasCLI, import_parts
 from lightning_atlas.contract import PREPROCESSED, Contract, differences
+from lightning_atlas.data.adoption import expected_of
 from lightning_atlas.modules import AtlasModule
 
 
@@ -126,6 +127,9 @@ def _head(theirs: Sequence[str], ours: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _differences(expected: Contract, parts: Parts) -> list[dict[str, Any]]:
+    # Of scans in other units the weights' window cannot be taken over; what stands in for it must be allowed.
+    taken = expected_of(expected, parts.contract.modality if parts.contract else None)
+    adopted = {key for key in PREPROCESSED if parts.module.adopts and getattr(taken, key) == getattr(expected, key)}
     return [
         {
             "key": each.key,
@@ -133,7 +137,7 @@ def _differences(expected: Contract, parts: Parts) -> list[dict[str, Any]]:
             "data": each.data,
             "says": str(each),
             "allowed": each.key in parts.module.allow,
-            "adopted": parts.module.adopts and each.key in PREPROCESSED,
+            "adopted": each.key in adopted,
         }
         for each in differences(expected, parts.contract or Contract())
     ]

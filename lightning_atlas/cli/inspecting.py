@@ -90,7 +90,7 @@ def describe(source: SourceWeights, name: str) -> dict[str, Any]:
         "network": public_spec(network) if network else None,
         "contract": source.contract.to_dict() if source.contract else None,
         "classes": list(source.contract.classes) if source.contract else [],
-        "card": {key: source.card[key] for key in CARD if source.card.get(key) is not None},
+        "card": {key: source.card[key] for key in CARD if source.card.get(key)},
     }
 
 

@@ -79,7 +79,8 @@ def _check_names(network: nn.Module) -> None:
 @cache
 def _adopted(cls: type[nn.Module]) -> type[AdoptedNetwork]:
     content = {"__doc__": cls.__doc__, "__module__": cls.__module__, "adopted_class": cls}
-    return type(cls.__name__, (AdoptedNetwork, cls), content)
+    # A name of its own: recipes find networks by their short names, and MONAI has a UNet too.
+    return type(f"Adopted{cls.__name__}", (AdoptedNetwork, cls), content)
 
 
 def _blank(cls: type[nn.Module]) -> AdoptedNetwork:

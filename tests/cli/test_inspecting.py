@@ -153,3 +153,10 @@ def test_mistakes_are_told_in_few_lines(inspect, tmp_path):
         assert code == 2
         assert told in err
         assert len(err.splitlines()) <= 5
+
+
+def test_a_window_that_scans_in_other_units_cannot_have_is_not_said_to_be_adopted(inspect):
+    words = ("starter_abdomen_ct", "--config", "target/abdomen_mr", "--config", "start/starter")
+    differences = found(inspect, *words)["recipe"]["differences"]
+    told = {each["key"]: (each["allowed"], each["adopted"]) for each in differences}
+    assert told == {key: (True, False) for key in ("modality", "normalization", "window")}

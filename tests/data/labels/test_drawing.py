@@ -176,7 +176,8 @@ def test_a_file_is_read_once(tmp_path, monkeypatch):
     file = write_segments(tmp_path / "label.seg.nrrd", np.stack([values_map(1), values_map(2)]), np.eye(4))
     marks = {f"{layer}{value}": Mark(file, value, layer) for layer in (0, 1) for value in (1, 2)}
     read = []
-    monkeypatch.setattr(module, "read_labels", lambda path, own=module.read_labels: (read.append(path), own(path))[1])
+    own = module.read_labels
+    monkeypatch.setattr(module, "read_labels", lambda path, watch: (read.append(path), own(path, watch))[1])
     case = Case("one", "train", tmp_path, masks=marks)
     read_drawing(case, picture())
     assert read == [file]

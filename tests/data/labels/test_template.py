@@ -7,6 +7,7 @@ annotated. Here the same follows from what the datasets' names mean; where the t
 import numpy as np
 import pytest
 
+from lightning_atlas.adaptation.zoo import find
 from lightning_atlas.data.labels.classes import Classes, match_classes, template_classes
 from lightning_atlas.data.labels.vocabulary import load_vocabulary
 
@@ -86,3 +87,8 @@ def test_an_unknown_group_is_told_with_those_that_there_are():
 def test_names_beside_a_template_are_refused():
     with pytest.raises(ValueError, match="names or a template"):
         Classes({"liver": ["liver"]}, template="btcv")
+
+
+@pytest.mark.parametrize("entry", ["suprem_unet", "suprem_segresnet", "clip_driven_universal_swin_unetr"])
+def test_published_weights_have_the_classes_of_the_template(entry):
+    assert list(find(entry).contract.classes) == list(template_classes("abdomenatlas_1.1"))
