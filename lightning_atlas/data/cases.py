@@ -1,5 +1,6 @@
 """A case is a scan with its label file and what was drawn on it; a source lists cases."""
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,19 +14,43 @@ UNKNOWN = 0
 """The row of a case's table that means: nobody decided on anything here."""
 
 
-@dataclass(frozen=True)
 class Mark:
     """Where one structure is drawn: voxels of a file.
+
+    The file is kept as text, which takes a quarter of a `Path`: atlases have hundreds of thousands of masks.
 
     Args:
         file: A label map, a mask, or a `.seg.nrrd`.
         value: Value of its voxels; `None` means every value above 0.
         layer: Channel of the file; structures in one layer exclude each other.
+        folder: Where a relative path starts, if not here.
     """
 
-    file: Path
-    value: int | None = None
-    layer: int = 0
+    __slots__ = ("_file", "_folder", "layer", "value")
+
+    def __init__(self, file: Path | str, value: int | None = None, layer: int = 0, folder: str = "") -> None:
+        self._file, self._folder = str(file), folder
+        self.value, self.layer = value, layer
+
+    @property
+    def path(self) -> str:
+        """The file's path as text."""
+        return os.path.join(self._folder, self._file)  # noqa: PTH118 - a `Path` would be made for each mask
+
+    @property
+    def file(self) -> Path:
+        """The file."""
+        return Path(self._folder, self._file)
+
+    def __eq__(self, other: object) -> bool:
+        told = (self.path, self.value, self.layer)
+        return isinstance(other, Mark) and told == (other.path, other.value, other.layer)
+
+    def __hash__(self) -> int:
+        return hash((self.path, self.value, self.layer))
+
+    def __repr__(self) -> str:
+        return f"Mark({self.path!r}, {self.value}, {self.layer})"
 
 
 @dataclass(frozen=True)

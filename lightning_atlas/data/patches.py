@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Literal, NotRequired, TypedDict
 
 import numpy as np
@@ -15,7 +16,7 @@ from torchio.transforms import Compose, Transform
 
 from lightning_atlas.data.cases import UNKNOWN
 from lightning_atlas.data.labels.classes import ClassMap, Table
-from lightning_atlas.data.store.prepare import Prepared
+from lightning_atlas.data.store.prepare import Prepared, open_store
 
 Cut = Callable[[int, tuple[int, int, int], Float[np.ndarray, "3"]], tuple[int, int, int]]
 ORDER, PATCH = 0, 1
@@ -44,7 +45,7 @@ class Opened:
 
     Args:
         subject: Its name.
-        prepared: On disk.
+        folder: Of its store.
         classes: Of the recipe.
         vocabulary: What the case's own names mean.
         dataset: Of which dataset it is.
@@ -53,12 +54,17 @@ class Opened:
     """
 
     subject: str
-    prepared: Prepared
+    folder: Path
     classes: ClassMap
     vocabulary: str | None
     dataset: str
     target: int | float | None
     tables: dict[tuple[str, str | None], Table]
+
+    @property
+    def prepared(self) -> Prepared:
+        """The case on disk; what its store says of itself is not kept for each of many subjects."""
+        return open_store(self.folder)
 
     @cached_property
     def table(self) -> Table:
@@ -91,7 +97,7 @@ class Opened:
         """Return voxels of this case with all that belongs to them."""
         sample: Sample = {
             "image": image,
-            "label": label.to(torch.int16),
+            "label": label,
             "states": torch.from_numpy(self.table.states),
             "drawn": torch.from_numpy(self.table.drawn),
             "background": torch.from_numpy(self.table.background),
@@ -278,7 +284,8 @@ class PatchDataset(Dataset[Sample]):
     def _augmented(self, image: Tensor, label: Tensor, affine: np.ndarray, seed: int) -> tuple[Tensor, Tensor]:
         assert self.augment is not None
         subject = tio.Subject(
-            image=tio.ScalarImage(tensor=image, affine=affine), label=tio.LabelMap(tensor=label[None], affine=affine)
+            image=tio.ScalarImage(tensor=image.float(), affine=affine),
+            label=tio.LabelMap(tensor=label[None], affine=affine),
         )
         with torch.random.fork_rng(devices=[]):  # TorchIO draws from torch's global generator only
             # `torch.manual_seed` would also seed the GPU, where dropout draws
@@ -322,13 +329,15 @@ def stream(seed: int, *key: int) -> np.random.Generator:
 def crop(
     prepared: Prepared, start: Integer[np.ndarray, "3"], size: tuple[int, int, int]
 ) -> tuple[Float[Tensor, "channels i j k"], Integer[Tensor, "i j k"]]:
-    """Read a box of voxels; beyond the scan the image is its minimum and the label row 0."""
+    """Read a box of voxels as stored; beyond the scan the image is its minimum and the label row 0."""
     low, high = np.maximum(start, 0), np.minimum(start + np.array(size), prepared.shape)
-    source = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
-    target = tuple(slice(a, b) for a, b in zip(low - start, high - start, strict=True))
-    stored_image, stored_label = prepared.image(), prepared.label()
-    image = np.full((stored_image.shape[0], *size), prepared.minimum, dtype=stored_image.dtype)
-    label = np.full(size, UNKNOWN, dtype=stored_label.dtype)
-    image[:, *target] = stored_image[:, *source]
-    label[target] = stored_label[source]
-    return torch.from_numpy(image).float(), torch.from_numpy(label).short()  # NumPy is slow at widening halves
+    source = tuple(slice(a, b) for a, b in zip(low.tolist(), high.tolist(), strict=True))
+    image = torch.from_numpy(prepared.image())[:, *source].clone()  # the map is shared: nobody may write to it
+    label = torch.from_numpy(prepared.label())[source].to(torch.int16, copy=True)
+    if label.shape == size:
+        return image, label
+    target = tuple(slice(a, b) for a, b in zip((low - start).tolist(), (high - start).tolist(), strict=True))
+    whole_image = image.new_full((len(image), *size), prepared.minimum)
+    whole_label = label.new_full(size, UNKNOWN)
+    whole_image[:, *target], whole_label[target] = image, label
+    return whole_image, whole_label

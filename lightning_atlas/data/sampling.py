@@ -79,8 +79,8 @@ def collate(samples: Sequence[Sample]) -> Batch:
     samples = _of_one_size(samples)
     rows = max(len(sample["states"]) for sample in samples)
     batch: Batch = {
-        "image": torch.stack([sample["image"] for sample in samples]),
-        "label": torch.stack([sample["label"] for sample in samples]),
+        "image": _stacked([sample["image"] for sample in samples], torch.float32),
+        "label": _stacked([sample["label"] for sample in samples], torch.int16),
         "states": torch.stack([_longer(sample["states"], rows, -1) for sample in samples]),
         "drawn": torch.stack([_longer(sample["drawn"], rows, False) for sample in samples]),
         "background": torch.stack([_longer(sample["background"], rows, -1) for sample in samples]),
@@ -93,6 +93,14 @@ def collate(samples: Sequence[Sample]) -> Batch:
     if all("target" in sample for sample in samples):
         batch["target"] = torch.tensor([sample.get("target") for sample in samples])
     return batch
+
+
+def _stacked(parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    # half precision, as stored, becomes single on the way into the batch
+    stacked = torch.empty((len(parts), *parts[0].shape), dtype=dtype)
+    for place, part in zip(stacked, parts, strict=True):
+        place.copy_(part)
+    return stacked
 
 
 def _of_one_size(samples: Sequence[Sample]) -> Sequence[Sample]:

@@ -40,7 +40,8 @@ from torchio.transforms import Clamp, RandomGamma, RandomNoise, Resample, Rescal
 from lightning_atlas.data import BatchAugmentation, Manifest, Patches, ScanDataModule
 from lightning_atlas.data.patches import PatchDataset
 from lightning_atlas.data.sampling import AtlasSampler, collate
-from lightning_atlas.data.store.prepare import prepare_all, store_key, store_root
+from lightning_atlas.data.store.keys import store_key, store_root
+from lightning_atlas.data.store.prepare import prepare_all
 from lightning_atlas.types import Batch
 
 PATCH = (96, 96, 96)
@@ -286,7 +287,7 @@ def open_many(folder: Path) -> None:
 
 
 def _linked(few: Path, number: int) -> Path:
-    stores = [prepared.folder for prepared, _ in prepare_all(Manifest(few).cases(), transforms())]
+    stores = [folder for folder, _ in prepare_all(Manifest(few).cases(), transforms())]
     path = links(few, number)
     for n, case in enumerate(Manifest(path).cases()):
         store = store_root() / store_key(case, transforms())

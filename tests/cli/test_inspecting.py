@@ -159,4 +159,4 @@ def test_a_window_that_scans_in_other_units_cannot_have_is_not_said_to_be_adopte
     words = ("starter_abdomen_ct", "--config", "target/abdomen_mr", "--config", "start/starter")
     differences = found(inspect, *words)["recipe"]["differences"]
     told = {each["key"]: (each["allowed"], each["adopted"]) for each in differences}
-    assert told == {key: (True, False) for key in ("modality", "normalization", "window")}
+    assert told == dict.fromkeys(("modality", "normalization", "window"), (True, False))

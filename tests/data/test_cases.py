@@ -1,3 +1,5 @@
+import pickle
+
 import pytest
 
 from lightning_atlas.data import Case, DrawnOn, Mark
@@ -21,6 +23,17 @@ def test_marks_of_a_label_map_come_in_the_order_of_their_values(tmp_path):
     assert case.names == ("head", "tail", "cyst")
     assert case.marks["head"] == Mark(tmp_path / "b", 4)
     assert case.channels == {"image": tmp_path / "a"}
+
+
+def test_a_mark_is_the_same_by_text_by_path_and_from_a_folder(tmp_path):
+    by_path, by_text = Mark(tmp_path / "a.nii", 3), Mark(str(tmp_path / "a.nii"), 3)
+    from_folder = Mark("a.nii", 3, folder=str(tmp_path))
+    assert by_path == by_text == from_folder == Mark(tmp_path / "a.nii", 3, folder="elsewhere")
+    assert len({by_path, by_text, from_folder}) == 1
+    assert pickle.loads(pickle.dumps(from_folder)) == by_text
+    assert by_text.file == from_folder.file == tmp_path / "a.nii"
+    assert by_path != Mark(tmp_path / "a.nii", 3, layer=1)
+    assert by_path != Mark(tmp_path / "a.nii", 2)
 
 
 def test_a_name_in_a_label_map_and_in_a_mask_is_refused(tmp_path):

@@ -69,6 +69,29 @@ def test_workers_by_spawn_give_the_same_batches(spine, tmp_path):
     assert json.loads(elsewhere.splitlines()[-1]) == digests(data.train_dataloader())
 
 
+def test_batches_hold_what_is_stored_in_single_precision(spine):
+    cases = opened(spine())
+    patches = dataset(spine(augment=None), Patches((16, 16, 16), per_epoch=4))
+    samples = [patches[0, index] for index in range(4)]
+    batch = collate(samples)
+    assert cases[0].prepared.image().dtype == np.float16
+    assert (batch["image"].dtype, batch["label"].dtype) == (torch.float32, torch.int16)
+    for n, sample in enumerate(samples):
+        case = patches.cases[sample["index"]].prepared
+        corner = np.rint(np.linalg.solve(np.array(case.affine), sample["affine"].numpy())[:3, 3]).astype(int)
+        box = tuple(slice(each, each + 16) for each in corner)
+        assert np.array_equal(batch["image"][n], case.image()[:, *box].astype(np.float32))
+        assert np.array_equal(batch["label"][n], case.label()[box])
+
+
+def test_what_is_done_to_a_patch_does_not_reach_the_next(spine):
+    patches = dataset(spine(augment=None), Patches((16, 16, 16), per_epoch=4))
+    before = {key: patches[0, 1][key].clone() for key in ("image", "label")}
+    for key in before:
+        patches[0, 1][key].zero_()
+    assert all(torch.equal(patches[0, 1][key], before[key]) for key in before)
+
+
 def test_seed_epoch_and_index_each_change_the_patch(spine):
     data = spine()
     keys = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 1, 1)]

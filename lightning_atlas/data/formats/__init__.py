@@ -3,11 +3,14 @@
 from lightning_atlas.data.formats.container import BadFileError, Container, Header, displacement_voxels, one_grid
 from lightning_atlas.data.formats.nrrd import segments
 from lightning_atlas.data.formats.reading import (
+    DETACHED,
     ENDINGS,
+    Watch,
     finite,
     is_image,
     is_picture,
     open_container,
+    parts,
     read_header,
     read_image,
     read_labels,
@@ -16,16 +19,19 @@ from lightning_atlas.data.formats.reading import (
 )
 
 __all__ = [
+    "DETACHED",
     "ENDINGS",
     "BadFileError",
     "Container",
     "Header",
+    "Watch",
     "displacement_voxels",
     "finite",
     "is_image",
     "is_picture",
     "one_grid",
     "open_container",
+    "parts",
     "read_header",
     "read_image",
     "read_labels",

@@ -50,13 +50,12 @@ def open_metaimage(path: Path) -> Container:
     if len(channels) != 1 or _counts(path, fields, "NDims") != [len(volume)]:
         raise BadFileError(path, "has a DimSize and an NDims that do not fit each other", EXPORT_AGAIN)
     sizes, channel_axis = (tuple(volume), None) if channels == [1] else ((channels[0], *volume), 0)
-    local = fields["ElementDataFile"].lower() == "local"
-    data = path if local else beside(path, fields["ElementDataFile"])
+    data = _voxels_of(path, fields)
     numbers = {name: fields[name].lower() for name in GEOMETRY if name in fields}
     if wrong := [name for name, said in numbers.items() if "nan" in said or "inf" in said]:
         raise BadFileError(path, f"has a {wrong[0]} that is not finite", EXPORT_AGAIN)
     header = make_header(path, sizes, channel_axis, affine_of(path, itk_header(path)), dtype)
-    start, coding, count = end if local else 0, _coding(path, fields), math.prod(sizes)
+    start, coding, count = end if data == path else 0, _coding(path, fields), math.prod(sizes)
     skipped = fields.get("HeaderSize", "0")
     if skipped == "-1":  # the voxels are the last bytes of the file
         start = max(start, data.stat().st_size - count * dtype.itemsize)
@@ -66,6 +65,16 @@ def open_metaimage(path: Path) -> Container:
         raise BadFileError(path, f"has the HeaderSize {skipped!r}", EXPORT_AGAIN)
     _check_compressed_size(fields, data, start)
     return Container(path, header, sizes, channel_axis, voxel_stream(data, dtype, count, coding, start))
+
+
+def metaimage_voxels(path: Path) -> Path:
+    """Return the file that holds the voxels of a header; that may be its own."""
+    return _voxels_of(path, _read_text(path)[0])
+
+
+def _voxels_of(path: Path, fields: dict[str, str]) -> Path:
+    named = fields["ElementDataFile"]
+    return path if named.lower() == "local" else beside(path, named)
 
 
 def _read_text(path: Path) -> tuple[dict[str, str], int]:

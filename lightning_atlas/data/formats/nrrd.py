@@ -66,7 +66,8 @@ def open_nrrd(path: Path) -> Container:
     if _whole_numbers(path, fields, "dimension") != [len(sizes)]:
         raise BadFileError(path, f"has the sizes {fields['sizes']}, but dimension {fields['dimension']}", EXPORT_AGAIN)
     channel_axis = _channel_axis(path, fields, sizes)
-    data, start = (beside(path, fields["datafile"]), 0) if "datafile" in fields else (path, text.end)
+    data = _voxels_of(path, fields)
+    start = text.end if data == path else 0
     skip = _skip(path, fields)
     count = math.prod(sizes)
     if skip < 0:  # the voxels are the last bytes of the file
@@ -78,6 +79,15 @@ def open_nrrd(path: Path) -> Container:
     header = make_header(path, sizes, channel_axis, affine_of(path, itk_header(path)), dtype, remarks)
     stored = voxel_stream(data, dtype, count, coding, start, skip)
     return Container(path, header, sizes, channel_axis, stored)
+
+
+def nrrd_voxels(path: Path) -> Path:
+    """Return the file that holds the voxels of a header; that may be its own."""
+    return _voxels_of(path, read_text(path).fields)
+
+
+def _voxels_of(path: Path, fields: dict[str, str]) -> Path:
+    return beside(path, fields["datafile"]) if "datafile" in fields else path
 
 
 def segments(path: Path) -> dict[str, Mark]:

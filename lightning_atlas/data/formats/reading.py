@@ -2,6 +2,7 @@
 
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,11 @@ import torchio as tio
 from jaxtyping import Int32
 
 from lightning_atlas.data.formats.container import COPY_AGAIN, BadFileError, Container, Header, Voxels
-from lightning_atlas.data.formats.metaimage import open_metaimage
+from lightning_atlas.data.formats.metaimage import metaimage_voxels, open_metaimage
 from lightning_atlas.data.formats.nifti import open_nifti
-from lightning_atlas.data.formats.nrrd import open_nrrd
+from lightning_atlas.data.formats.nrrd import nrrd_voxels, open_nrrd
 from lightning_atlas.data.formats.pictures import open_picture
-from lightning_atlas.data.formats.series import is_series, open_series
+from lightning_atlas.data.formats.series import is_series, open_series, slices
 
 VOLUMES = {
     ".nii.gz": open_nifti,
@@ -26,8 +27,13 @@ VOLUMES = {
     ".mhd": open_metaimage,
 }
 PICTURES = (".png", ".jpg", ".jpeg")
+DETACHED = (".mhd", ".nhdr")
+"""Headers whose voxels lie in a file of their own."""
 ENDINGS = (*VOLUMES, *PICTURES)
 """What the names of images end in, in small or capital letters; the longer of two comes first."""
+Watch = Callable[[Container, Voxels], None]
+"""Is shown the voxels of a file as they are read, float32 for intensities and int32 for labels."""
+LABEL_KINDS = (np.uint8, np.int16, np.int32)
 FIRST_FEW = 5
 
 
@@ -51,6 +57,19 @@ def is_picture(path: Path) -> bool:
     return ending(path) in PICTURES
 
 
+def parts(path: Path) -> list[Path]:
+    """Return the files in which an image lies: the slices of a DICOM series, or a header and the file of its voxels.
+
+    Raises:
+        BadFileError: A header names no such file.
+    """
+    if path.is_dir():
+        return slices(path)
+    if ending(path) in DETACHED:
+        return list(dict.fromkeys([path, metaimage_voxels(path) if ending(path) == ".mhd" else nrrd_voxels(path)]))
+    return [path]
+
+
 def read_header(path: Path) -> Header:
     """Read what a file says of itself; no voxels.
 
@@ -60,8 +79,12 @@ def read_header(path: Path) -> Header:
     return open_container(path).header
 
 
-def read_image(path: Path) -> tio.ScalarImage:
+def read_image(path: Path, watch: Watch | None = None) -> tio.ScalarImage:
     """Read intensities as float32, `(channels, i, j, k)`.
+
+    Args:
+        path: An image, or the folder of a DICOM series.
+        watch: Is shown the voxels.
 
     Raises:
         BadFileError: The file is damaged, or has voxels that are no finite numbers.
@@ -70,28 +93,37 @@ def read_image(path: Path) -> tio.ScalarImage:
     values = np.empty(_count(container.header), np.float32)
     place = 0
     for chunk in container.values():
-        values[place : place + len(chunk)] = finite(path, chunk)
+        single = finite(path, chunk)
+        if watch is not None:
+            watch(container, single)
+        values[place : place + len(chunk)] = single
         place += len(chunk)
     tensor = torch.from_numpy(container.arranged(values))
     return tio.ScalarImage(tensor=tensor, affine=container.header.affine)
 
 
-def read_labels(path: Path) -> tio.LabelMap:
+def read_labels(path: Path, watch: Watch | None = None) -> tio.LabelMap:
     """Read label values as the smallest integers that hold them, `(layers, i, j, k)`.
+
+    Args:
+        path: A file.
+        watch: Is shown the values.
 
     Raises:
         BadFileError: The file is damaged, or has values that are no whole numbers.
     """
     container = open_container(path, labels=True)
-    values = np.empty(_count(container.header), np.int32)
-    place = 0
+    values, low, high, place = np.empty(_count(container.header), np.uint8), 0, 0, 0
     for chunk in container.values():
-        values[place : place + len(chunk)] = whole_numbers(path, chunk)
+        numbers = whole_numbers(path, chunk)
+        if watch is not None:
+            watch(container, numbers)
+        low, high = min(low, int(numbers.min())), max(high, int(numbers.max()))
+        kind = next(each for each in LABEL_KINDS if np.iinfo(each).min <= low and high <= np.iinfo(each).max)
+        values = values.astype(kind, copy=False)
+        values[place : place + len(chunk)] = numbers
         place += len(chunk)
-    kinds = (np.uint8, np.int16, np.int32)
-    low, high = values.min(), values.max()
-    kind = next(each for each in kinds if np.iinfo(each).min <= low and high <= np.iinfo(each).max)
-    tensor = torch.from_numpy(container.arranged(values.astype(kind, copy=False)))
+    tensor = torch.from_numpy(container.arranged(values))
     return tio.LabelMap(tensor=tensor, affine=container.header.affine)
 
 

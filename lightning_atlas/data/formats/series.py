@@ -17,12 +17,22 @@ GAP_TOLERANCE = 0.2
 """Positions are often rounded to 0.1 mm; a missing slice doubles a gap."""
 SAME_PLACE_MM = 1e-3
 FIRST_FEW = 5
-DESCRIPTION, POSITION, ORIENTATION = "0008|103e", "0020|0032", "0020|0037"
+DESCRIPTION, POSITION, ORIENTATION, MODALITY = "0008|103e", "0020|0032", "0020|0037", "0008|0060"
 
 
 def is_series(folder: Path) -> bool:
     """Tell whether a folder holds DICOM files, by the mark that stands in each."""
-    return folder.is_dir() and any(_has_mark(path) for path in _candidates(folder)[:LOOKED_AT])
+    return folder.is_dir() and any(_has_mark(path) for path in slices(folder)[:LOOKED_AT])
+
+
+def series_modality(folder: Path) -> str | None:
+    """Return what a series says made it, `CT` or `MR`; `None` where it does not say, or the folder holds none."""
+    first = next((path for path in slices(folder)[:LOOKED_AT] if _has_mark(path)), None)
+    if first is None:
+        return None
+    header = itk_header(first)
+    stated = header.GetMetaData(MODALITY).strip() if header.HasMetaDataKey(MODALITY) else ""
+    return stated or None
 
 
 def open_series(folder: Path) -> Container:
@@ -53,7 +63,8 @@ def open_series(folder: Path) -> Container:
     return Container(folder, header, tuple(size), None, partial(_voxels, folder, files))
 
 
-def _candidates(folder: Path) -> list[Path]:
+def slices(folder: Path) -> list[Path]:
+    """Return the files in a folder that may be slices."""
     hidden = (".", "DICOMDIR")
     return [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(hidden)]
 
@@ -64,8 +75,8 @@ def _has_mark(path: Path) -> bool:
 
 
 def _files(folder: Path) -> list[Path]:
-    slices = [path for path in _candidates(folder) if path.suffix.lower() == ".dcm" or _has_mark(path)]
-    found = ImageSeriesReader.GetGDCMSeriesIDs(str(folder)) if slices else ()
+    own = [path for path in slices(folder) if path.suffix.lower() == ".dcm" or _has_mark(path)]
+    found = ImageSeriesReader.GetGDCMSeriesIDs(str(folder)) if own else ()
     if not found:
         raise BadFileError(folder, "holds no DICOM series", "give the folder that holds the slices themselves")
     each = {uid: ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), uid) for uid in found}
@@ -73,7 +84,7 @@ def _files(folder: Path) -> list[Path]:
         names = [f"{_described(Path(files[0]))} ({len(files)} files, {uid})" for uid, files in each.items()]
         raise BadFileError(folder, f"holds {len(found)} series: {', '.join(names)}", "give each a folder of its own")
     files = [Path(name) for name in each[found[0]]]
-    if left := sorted({path.name for path in slices} - {path.name for path in files}):
+    if left := sorted({path.name for path in own} - {path.name for path in files}):
         some = f"{', '.join(left[:FIRST_FEW])}{' and more' if len(left) > FIRST_FEW else ''}"
         raise BadFileError(folder, f"holds what cannot be read as a slice: {some}", "copy it again, or take it out")
     return files

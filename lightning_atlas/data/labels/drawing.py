@@ -9,7 +9,7 @@ import torchio as tio
 from jaxtyping import Bool, Float, Int8, Integer
 
 from lightning_atlas.data.cases import Case, DrawnOn, Mark
-from lightning_atlas.data.formats import displacement_voxels, one_grid, read_labels
+from lightning_atlas.data.formats import Watch, displacement_voxels, one_grid, read_labels
 from lightning_atlas.data.labels.combinations import Combinations, blocks
 from lightning_atlas.data.labels.grids import Axis, GridMap, along, described, resampled, turned
 
@@ -64,11 +64,16 @@ def table_row(inside: Iterable[int], known: Sequence[bool], layers: Sequence[int
     return states, tuple(bool(decided) for decided in known)
 
 
-def read_drawing(case: Case, image: tio.Image) -> Drawing:
+def read_drawing(case: Case, image: tio.Image, watch: Watch | None = None) -> Drawing:
     """Read what was drawn in a case on the image's own grid; each file is read once, one after the other.
 
     Structures of one layer of a file exclude each other, so in one of them the others are known too, drawn or not.
     Files imply nothing for each other. What `case.drawn_on` leaves out is unknown.
+
+    Args:
+        case: Its files are read.
+        image: Its scan.
+        watch: Is shown the label values.
 
     Raises:
         ValueError: A label map has a value that no name has or lies on another grid, or `drawn_on` does not fit.
@@ -80,7 +85,7 @@ def read_drawing(case: Case, image: tio.Image) -> Drawing:
     codes = np.zeros(image.spatial_shape, dtype=np.int16, order="F")  # as the readers' volumes lie in memory
     found, layers, notes = Combinations(), list[_Layer](), list[str]()
     for file, marks in files.items():
-        volumes, remarks = _on_grid(file, image)
+        volumes, remarks = _on_grid(file, image, watch)
         notes += remarks
         for number in sorted({mark.layer for mark in marks.values()}):
             values = {names.index(name): mark.value for name, mark in marks.items() if mark.layer == number}
@@ -96,11 +101,17 @@ def read_drawing(case: Case, image: tio.Image) -> Drawing:
         known = [drawn and layer not in ignored for drawn, layer in zip(here, layer_numbers, strict=True)]
         rows.append(table_row((column for _, columns in holding for column in columns or ()), known, layer_numbers))
     like = Drawing(codes, image.affine, names, *_arrays([], len(names)), layer_numbers, tuple(notes))
-    return restrict(tabulated(codes, rows, like), case.drawn_on, image)
+    return restrict(tabulated(codes, rows, like), case.drawn_on, image, watch)
 
 
-def restrict(drawing: Drawing, drawn_on: Sequence[DrawnOn], image: tio.Image) -> Drawing:
+def restrict(drawing: Drawing, drawn_on: Sequence[DrawnOn], image: tio.Image, watch: Watch | None = None) -> Drawing:
     """Make unknown what lies outside the places where somebody drew; a region that is a segment is no structure.
+
+    Args:
+        drawing: All that is in the files.
+        drawn_on: The places.
+        image: The scan.
+        watch: Is shown the values of masks.
 
     Raises:
         ValueError: A place does not fit the image, or speaks of a structure that there is not.
@@ -117,7 +128,7 @@ def restrict(drawing: Drawing, drawn_on: Sequence[DrawnOn], image: tio.Image) ->
         inside = np.zeros(codes.shape, dtype=bool, order="F")
         np.moveaxis(inside, axis, 0)[planes] = True
         if place.mask is not None:
-            volumes, remarks = _on_grid(place.mask, image)
+            volumes, remarks = _on_grid(place.mask, image, watch)
             inside &= (volumes > 0).any(axis=0)
             notes += remarks
         if place.segment is not None:
@@ -232,9 +243,11 @@ def _layer(volumes: Integer[np.ndarray, "layers i j k"], number: int, file: Path
     return volumes[number]
 
 
-def _on_grid(file: Path, image: tio.Image) -> tuple[Integer[np.ndarray, "layers i j k"], list[str]]:
+def _on_grid(
+    file: Path, image: tio.Image, watch: Watch | None
+) -> tuple[Integer[np.ndarray, "layers i j k"], list[str]]:
     """Read labels onto the grid of their image; only a `.seg.nrrd`, which knows where it lies, may have another."""
-    labels = read_labels(file)
+    labels = read_labels(file, watch)
     if labels.spatial_shape == image.spatial_shape:
         apart = displacement_voxels(image.affine, labels.affine, image.spatial_shape)
         if one_grid(apart):

@@ -28,6 +28,7 @@ JSON file of the same name beside it, with `name` and `datasets` only.
 
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -81,14 +82,14 @@ def read_manifest(path: Path, settings: Told | None = None) -> list[tuple[str, C
         ValueError: Something in it cannot be read; the message has the line or the subject.
     """
     if path.suffix.lower() == ".csv":
-        entries = [(f"{path}, line {number}", _from_line(path, number, row)) for number, row in read_rows(path)]
-        named = {told.get("dataset", "") for _, told in entries}
+        lines = [(f"{path}, line {number}", _from_line(path, number, row)) for number, row in read_rows(path)]
+        entries, named = iter(lines), {told.get("dataset", "") for _, told in lines}
         datasets = _beside(path) if settings is None else dict.fromkeys(named, settings)
     else:
         document = expect(read_json(path), Mapping, str(path), '{"datasets": {...}, "subjects": [...]}')
         check_keys(document, ("name", "datasets", "subjects"), str(path))
         listed = expect(document.get("subjects"), list, f"{path}, subjects", '[{"subject": "a", "image": "a.nii.gz"}]')
-        entries = [(_place(path, number, told), told) for number, told in enumerate(listed, start=1)]
+        entries = ((_place(path, number, told), told) for number, told in enumerate(_taken_out(listed), start=1))
         datasets = _datasets(path, document)
     cases: dict[str, tuple[str, Case]] = {}
     for place, told in entries:
@@ -106,22 +107,30 @@ def present(placed: list[tuple[str, Case]]) -> list[Case]:
     Raises:
         ValueError: Some are not; each is named with its place in the table.
     """
-    lost = [f"{place}: there is no file {file}" for place, case in placed for file in files(case) if not file.exists()]
+    named = ((place, file) for place, case in placed for file in files(case))
+    lost = [f"{place}: there is no file {file}" for place, file in named if not os.path.exists(file)]  # noqa: PTH110
     if lost:
         raise ValueError("\n".join(lost))
     return [case for _, case in placed]
 
 
-def files(case: Case) -> list[Path]:
+def files(case: Case) -> list[str]:
     """Return every file that a case names, each once."""
-    named = [*case.channels.values(), case.label, *(mark.file for mark in case.masks.values())]
-    named += [region.mask for region in case.drawn_on]
-    return list(dict.fromkeys(file for file in named if file is not None))
+    named = [*case.channels.values(), case.label, *(region.mask for region in case.drawn_on)]
+    masks = (mark.path for mark in case.masks.values())
+    return list(dict.fromkeys([*(str(file) for file in named if file is not None), *masks]))
 
 
 def _place(path: Path, number: int, told: object) -> str:
     name = told.get("subject") if isinstance(told, Mapping) else None
     return f"{path}, subject {name!r}" if name else f"{path}, entry {number} of subjects"
+
+
+def _taken_out(listed: list[Any]) -> Iterator[Any]:
+    # an atlas has hundreds of thousands of masks: what is read of them need not stay beside what becomes of it
+    listed.reverse()
+    while listed:
+        yield listed.pop()
 
 
 def _datasets(path: Path, document: Told) -> dict[str, Told]:
@@ -233,9 +242,9 @@ def _masks(place: str, told: object, folder: Path) -> dict[str, Mark]:
         here = f"{place} {name!r}"
         mark = mark if isinstance(mark, Mapping) else {"file": mark}
         check_keys(mark, ("file", "value", "layer"), here)
-        file = _file(f"{here}, file", mark.get("file"), folder)
+        file = expect(mark.get("file"), str, f"{here}, file", '"masks/a.nii.gz"')
         layer = expect(mark.get("layer", 0), int, f"{here}, layer", "0")
-        masks[name] = Mark(file, _whole(f"{here}, value", mark.get("value")), layer)
+        masks[name] = Mark(file, _whole(f"{here}, value", mark.get("value")), layer, str(folder))
     return masks
 
 

@@ -101,7 +101,7 @@ def _near(file: Path | Mapping[str, Path] | None, folder: Path) -> Any:
 
 def _mark(mark: Mark, folder: Path) -> Any:
     file = _near(mark.file, folder)
-    return file if mark == Mark(mark.file) else {"file": file, "value": mark.value, "layer": mark.layer}
+    return file if mark == Mark(mark.path) else {"file": file, "value": mark.value, "layer": mark.layer}
 
 
 def _row(told: Told) -> dict[str, str]:

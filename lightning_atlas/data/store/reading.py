@@ -7,35 +7,39 @@ import torch
 import torchio as tio
 
 from lightning_atlas.data.cases import Case
-from lightning_atlas.data.formats import read_image
+from lightning_atlas.data.formats import Watch, read_image
 from lightning_atlas.data.labels.drawing import Drawing, looks_dense, read_drawing, restrict
 
 
-def read_case(case: Case) -> tuple[tio.Subject, Drawing]:
+def read_case(case: Case, watch: Watch | None = None) -> tuple[tio.Subject, Drawing]:
     """Read the scan as `image` (float32) and `label` (rows of the drawing's table), and the drawing.
+
+    Args:
+        case: Each of its files is read once.
+        watch: Is shown the voxels.
 
     Raises:
         ValueError: A file is damaged, channels or labels lie on other grids than the image, or a label has a value
             that no name has.
     """
     try:
-        return _read(case)
+        return _read(case, watch)
     except ValueError as error:
         named = case.subject in str(error)
         raise error if named else ValueError(f"{case.subject}: {error}") from error
 
 
-def _read(case: Case) -> tuple[tio.Subject, Drawing]:
-    image = read_channels(case)
+def _read(case: Case, watch: Watch | None) -> tuple[tio.Subject, Drawing]:
+    image = read_channels(case, watch)
     if case.variation is None:
-        drawing = read_drawing(case, image)
+        drawing = read_drawing(case, image, watch)
     else:
         # Planes are drawn on the simulated subject, not on the scan that it is made of.
-        drawing = read_drawing(replace(case, drawn_on=()), image)
+        drawing = read_drawing(replace(case, drawn_on=()), image, watch)
         varied = case.variation(_subject(image, drawing))
         image = tio.ScalarImage(tensor=varied.get_image("image").data, affine=image.affine)
         rows = varied.get_image("label").numpy()[0]
-        drawing = restrict(replace(drawing, rows=rows.astype(drawing.rows.dtype)), case.drawn_on, image)
+        drawing = restrict(replace(drawing, rows=rows.astype(drawing.rows.dtype)), case.drawn_on, image, watch)
     return _subject(image, drawing), replace(drawing, notes=(*drawing.notes, *_doubts(case, drawing)))
 
 
@@ -49,14 +53,18 @@ def _doubts(case: Case, drawing: Drawing) -> list[str]:
     ]
 
 
-def read_channels(case: Case) -> tio.ScalarImage:
+def read_channels(case: Case, watch: Watch | None = None) -> tio.ScalarImage:
     """Read the channels of a scan as one image.
+
+    Args:
+        case: Its channels are read.
+        watch: Is shown the intensities.
 
     Raises:
         ValueError: They do not lie on one grid.
     """
     files = case.channels
-    images = {name: read_image(path) for name, path in files.items()}
+    images = {name: read_image(path, watch) for name, path in files.items()}
     first = next(iter(images.values()))
     for name, image in images.items():
         if image.spatial_shape != first.spatial_shape or not np.allclose(image.affine, first.affine, atol=1e-2):
@@ -66,11 +74,13 @@ def read_channels(case: Case) -> tio.ScalarImage:
             )
         if image.num_channels != 1 and len(images) > 1:
             raise ValueError(f"{files[name]} has {image.num_channels} channels; give one file for each, or one for all")
-    data = torch.cat([image.data for image in images.values()])
-    return tio.ScalarImage(tensor=data.float(), affine=first.affine)
+    if len(images) == 1:
+        return first
+    return tio.ScalarImage(tensor=torch.cat([each.data for each in images.values()]), affine=first.affine)
 
 
 def _subject(image: tio.ScalarImage, drawing: Drawing) -> tio.Subject:
     return tio.Subject(
-        image=image, label=tio.LabelMap(tensor=torch.from_numpy(drawing.rows)[None], affine=image.affine)
+        image=image,
+        label=tio.LabelMap(tensor=torch.from_numpy(drawing.rows.copy(order="K"))[None], affine=image.affine),
     )

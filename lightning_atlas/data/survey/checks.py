@@ -56,6 +56,16 @@ def check_cases(cases: Sequence[Case], workers: int = 0, progress: Callable[[int
             inspections.append(inspection)
             if progress is not None:
                 progress(len(inspections), len(cases))
+    return report_on(cases, inspections)
+
+
+def report_on(cases: Sequence[Case], inspections: Sequence[Inspection]) -> Report:
+    """Return what was found in each case, and what lies between cases.
+
+    Args:
+        cases: Of a dataset.
+        inspections: One for each of them.
+    """
     findings = [finding for inspection in inspections for finding in inspection.findings]
     findings += [*_named_twice(cases), *_leaks(cases), *_same_scans(cases, inspections), *_in_both_roles(cases)]
     defects = tuple(finding for finding in findings if isinstance(finding, Defect))

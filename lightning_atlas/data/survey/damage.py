@@ -5,8 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from jaxtyping import Shaped
 
 from lightning_atlas.data.cases import Case
 from lightning_atlas.data.formats import (
@@ -83,6 +85,11 @@ class Inspection:
     findings: list[Finding] = field(default_factory=list)
     digests: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def bad(self) -> bool:
+        """Whether there is a defect."""
+        return any(isinstance(finding, Defect) for finding in self.findings)
+
     def defect(self, file: Path, found: str, remedy: str) -> None:
         """Add a defect."""
         self.findings.append(Defect(file, found, remedy, self.subject))
@@ -103,14 +110,58 @@ class Inspection:
         return container
 
 
-def inspect_case(case: Case) -> Inspection:
-    """Read every file of a case once, a chunk at a time; nothing is raised for what is wrong with them."""
-    inspection = Inspection(case.subject)
+@dataclass
+class Intensities:
+    """What is remembered of a scan's intensities as they are read.
+
+    Args:
+        container: Where they are read.
+        digest: Of all of them.
+        low: The least.
+        high: The largest.
+    """
+
+    container: Container
+    digest: Any
+    low: float = np.inf
+    high: float = -np.inf
+
+
+class Seen:
+    """Watches files being read: of each scan a digest and the range, of each drawing the values."""
+
+    def __init__(self) -> None:
+        self.scans: dict[Path, Intensities] = {}
+        self.drawings: dict[Path, set[int]] = {}
+
+    def __call__(self, container: Container, voxels: Shaped[np.ndarray, " voxels"]) -> None:
+        """Take note of some voxels: label values if they are integers."""
+        if voxels.dtype.kind == "i":
+            self.drawings.setdefault(container.file, set()).update(_occurring(voxels))
+            return
+        scan = self.scans.get(container.file)
+        if scan is None or scan.container is not container:  # else it is the next part
+            scan = Intensities(container, hashlib.blake2b(str(container.sizes).encode(), digest_size=16))
+            self.scans[container.file] = scan
+        scan.low, scan.high = min(scan.low, float(voxels.min())), max(scan.high, float(voxels.max()))
+        scan.digest.update(voxels.data)
+
+
+def inspect_case(case: Case, seen: Seen | None = None) -> Inspection:
+    """Look at every file of a case; nothing is raised for what is wrong with them.
+
+    Args:
+        case: Its headers are read, then its voxels, once and a chunk at a time.
+        seen: Watched the files being read to their ends: those are not read again.
+    """
+    inspection, seen = Inspection(case.subject), Seen() if seen is None else seen
     scans = _open_all(case.channels, inspection, labels=False)
     drawn = _open_all({str(path): path for path in drawings(case)}, inspection, labels=True)
     _check_channels(case, scans, drawn, inspection)
-    whole = [container for channel, container in scans.items() if _read_intensities(channel, container, inspection)]
-    found = {container: _read_values(container, inspection) for container in drawn.values()}
+    whole = [
+        container for channel, container in scans.items() if _read_intensities(channel, container, inspection, seen)
+    ]
+    found = {container: _read_values(container, inspection, seen) for container in drawn.values()}
     sound = {container: values for container, values in found.items() if values is not None}
     _check_values(case, {container.file: values for container, values in sound.items()}, inspection)
     if whole:
@@ -187,34 +238,31 @@ def _check_boxes(case: Case, scan: Container, inspection: Inspection) -> None:
             inspection.defect(scan.file, found, "boxes are (i0, j0, k0, i1, j1, k1, class) in voxels, ends excluded")
 
 
-def _read_intensities(channel: str, container: Container, inspection: Inspection) -> bool:
+def _read_intensities(channel: str, container: Container, inspection: Inspection, seen: Seen) -> bool:
     """Return whether they could be read."""
-    digest = hashlib.blake2b(str(container.sizes).encode(), digest_size=16)
-    low, high = np.inf, -np.inf
+    file = container.file
     try:
-        for chunk in container.values():
-            values = finite(container.file, chunk)
-            low, high = min(low, values.min()), max(high, values.max())
-            digest.update(values.data)
+        for chunk in container.values() if file not in seen.scans else ():
+            seen(container, finite(file, chunk))
     except BadFileError as error:
         inspection.defect(error.file, error.found, error.remedy)
         return False
-    inspection.digests[channel] = digest.hexdigest()
-    if low == high:
-        inspection.note(container.file, f"is {low:g} in every voxel")
+    inspection.digests[channel] = seen.scans[file].digest.hexdigest()
+    if seen.scans[file].low == seen.scans[file].high:
+        inspection.note(file, f"is {seen.scans[file].low:g} in every voxel")
     return True
 
 
-def _read_values(container: Container, inspection: Inspection) -> set[int] | None:
+def _read_values(container: Container, inspection: Inspection, seen: Seen) -> set[int] | None:
     """Return the label values that occur."""
-    found: set[int] = set()
+    file = container.file
     try:
-        for chunk in container.values():
-            found.update(_occurring(whole_numbers(container.file, chunk)))
+        for chunk in container.values() if file not in seen.drawings else ():
+            seen(container, whole_numbers(file, chunk))
     except BadFileError as error:
         inspection.defect(error.file, error.found, error.remedy)
         return None
-    return found
+    return seen.drawings[file]
 
 
 def _occurring(values: np.ndarray) -> list[int]:

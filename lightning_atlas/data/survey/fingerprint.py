@@ -3,7 +3,7 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +19,7 @@ from lightning_atlas.data.cases import Case
 from lightning_atlas.data.store.prepare import CASES_PER_PROCESS
 from lightning_atlas.data.survey.fingerprint_case import LEVELS, CaseFingerprint, Intensities, Structure, measure
 
-__all__ = ["CaseFingerprint", "Fingerprint", "Outlier", "fingerprint", "measure"]
+__all__ = ["CaseFingerprint", "Fingerprint", "Outlier", "fingerprint", "measure", "of_each"]
 
 VERSION = 1
 PICTURES = 12
@@ -189,21 +189,36 @@ def fingerprint(cases: Sequence[Case], processes: int = 0, progress: bool = True
     """
     if not cases:
         raise ValueError("there are no scans to measure")
+    return Fingerprint(tuple(of_each(measure, cases, "fingerprint", processes, progress)))
+
+
+def of_each(
+    work: Callable[[Case, bool], Any], cases: Sequence[Case], what: str, processes: int, progress: bool
+) -> list[Any]:
+    """Return what a function makes of each case, in order; some cases it is told to keep a picture of.
+
+    Args:
+        work: The function.
+        cases: Its arguments.
+        what: Name of the bar.
+        processes: How many work side by side; 0 takes as many as there are processors, but one for few cases.
+        progress: Show the bar.
+    """
     pictured = set(np.linspace(0, len(cases) - 1, min(PICTURES, len(cases))).astype(int).tolist())
     processes = processes or min(len(cases) // CASES_PER_PROCESS, os.cpu_count() or 1)
-    found: list[CaseFingerprint | None] = [None] * len(cases)
-    with tqdm(total=len(cases), desc="fingerprint", unit="scan", disable=not progress) as bar:
+    found: list[Any] = [None] * len(cases)
+    with tqdm(total=len(cases), desc=what, unit="scan", disable=not progress) as bar:
         if processes < 2:
             for number, case in enumerate(cases):
-                found[number] = measure(case, number in pictured)
+                found[number] = work(case, number in pictured)
                 bar.update()
         else:
             with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-                waiting = {pool.submit(measure, case, n in pictured): n for n, case in enumerate(cases)}
+                waiting = {pool.submit(work, case, n in pictured): n for n, case in enumerate(cases)}
                 for done in as_completed(waiting):
                     found[waiting[done]] = done.result()
                     bar.update()
-    return Fingerprint(tuple(each for each in found if each is not None))
+    return found
 
 
 def _outliers(cases: Sequence[CaseFingerprint]) -> list[Outlier]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import torchio as tio
 from jaxtyping import Bool, Float, Integer, UInt8
 
 from lightning_atlas.data.cases import Case
@@ -173,6 +174,18 @@ def measure(case: Case, picture: bool = False) -> CaseFingerprint:
         ValueError: A file cannot be read.
     """
     subject, drawing = read_case(case)
+    return measured(case, subject, drawing, picture)
+
+
+def measured(case: Case, subject: tio.Subject, drawing: Drawing, picture: bool) -> CaseFingerprint:
+    """Measure a scan that was read.
+
+    Args:
+        case: To measure.
+        subject: Its image, as read.
+        drawing: What was drawn on it, as read.
+        picture: Keep a middle slice.
+    """
     image = subject.get_image("image").numpy()
     orientation = nib.orientations.io_orientation(drawing.affine)
     order = np.argsort(orientation[:, 0])

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from lightning_atlas.contract import Contract
+from lightning_atlas.data.adoption import expected_of
 from lightning_atlas.data.cases import Case, Split
 from lightning_atlas.data.labels.grids import Axis
 from lightning_atlas.data.sources.splits import Splits
@@ -278,14 +279,13 @@ def _intensities(cases: Sequence[CaseFingerprint], contract: Contract | None, ki
     guessed = kind == UNDECLARED and looks_like_hounsfield(cases)
     kind = "CT" if guessed else kind
     if contract and (contract.normalization == "z-score" or (contract.normalization and contract.window)):
-        same = contract.modality in (None, kind) or contract.normalization in ("percentiles", "z-score")
-        kept = Contract(normalization=contract.normalization, window=contract.window, range=contract.range)
-        if same:
-            return kept, "what the weights expect"
-        reason = (
-            f"the weights' {contract.normalization} is for {contract.modality}; for {kind} the percentiles 1 and 99"
-        )
-        return Contract(normalization="percentiles", window=MR_PERCENTILES, range=contract.range or (0.0, 1.0)), reason
+        expected = expected_of(contract, kind)
+        low, high = expected.window or (0.0, 0.0)
+        stand_in = f"for {kind} the percentiles {low:g} and {high:g} above air"
+        reason = f"the weights' {contract.normalization} is for {contract.modality}; {stand_in}"
+        ends = expected.range or (None if expected.normalization == "z-score" else (0.0, 1.0))
+        kept = Contract(normalization=expected.normalization, window=expected.window, range=ends)
+        return kept, "what the weights expect" if expected == contract else reason
     if kind != "CT":
         reason = f"{kind}: no fixed scale, so the percentiles 1 and 99 of each scan"
         return Contract(normalization="percentiles", window=MR_PERCENTILES, range=(0.0, 1.0)), reason

@@ -9,7 +9,10 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
-from lightning_atlas.contract import Contract, differences
+import torchio
+
+from lightning_atlas.contract import PREPROCESSED, Contract, differences
+from lightning_atlas.data.adoption import expected_of, steps_for
 from lightning_atlas.data.labels.classes import Classes, ClassMap, match_classes
 from lightning_atlas.data.survey.fingerprint import Fingerprint
 from lightning_atlas.data.survey.fingerprint_case import CaseFingerprint
@@ -69,7 +72,7 @@ def write_recipe(
     lines = [
         *_header(path, manifest, fingerprint, chosen, start),
         *_model(
-            proposal, start, len(fingerprint.cases[0].channels), _accepted(proposal.contract, start, kinds(fingerprint))
+            proposal, start, len(fingerprint.cases[0].channels), _meant(proposal.contract, start, kinds(fingerprint))
         ),
         *_data(manifest, fingerprint, proposal, chosen, left_out),
         *_trainer(proposal),
@@ -135,10 +138,10 @@ def _header(
     ]
 
 
-def _accepted(given: Contract, start: Start | None, kind: str) -> dict[str, str]:
+def _meant(given: Contract, start: Start | None, kind: str) -> dict[str, str]:
     """Return what the data have otherwise than the weights expect, with the reason."""
     found = {each.key: each for each in differences(start.contract, given)} if start else {}
-    reasons = {key: str(each) for key, each in found.items()}
+    reasons = {key: str(each).partition(": ")[2] for key, each in found.items()}
     if "modality" in found:
         reasons["modality"] = f"{found['modality'].weights} weights on {kind}"
     if "normalization" in found:
@@ -147,7 +150,13 @@ def _accepted(given: Contract, start: Start | None, kind: str) -> dict[str, str]
     return reasons
 
 
-def _model(proposal: Proposal, start: Start | None, channels: int, accepted: Mapping[str, str]) -> list[str]:
+def _adopts(given: Contract, start: Start) -> bool:
+    """Tell whether the preprocessing of the recipe is what adopting would make of it."""
+    expected = expected_of(start.contract, given.modality)
+    return not any(each.key in PREPROCESSED for each in differences(expected, given))
+
+
+def _model(proposal: Proposal, start: Start | None, channels: int, meant: Mapping[str, str]) -> list[str]:
     network = start.network if start else DEFAULT_NETWORK
     path = str(network["class_path"])
     kind = path.rpartition(".")[2] if path.startswith("lightning_atlas.networks.") else path
@@ -166,9 +175,12 @@ def _model(proposal: Proposal, start: Start | None, channels: int, accepted: Map
         "    schedule: {class_path: CosineSchedule, init_args: {warmup: 0.05}}",
         f"    weights: {_word(start.weights) if start else 'null'}",
     ]
-    if accepted:
-        lines += ["    # What the scans have otherwise than the weights expect, and why that is meant.", "    accept:"]
-        lines += [f"      {key}: {_word(reason)}" for key, reason in accepted.items()]
+    if start and _adopts(proposal.contract, start):
+        lines += _said("    contract: adopt", "other weights bring their own preprocessing")
+    if meant:
+        lines.append("    # What the scans have otherwise than the weights expect, and why that is meant:")
+        lines += [line for key, why in meant.items() for line in _comment("    ", f"- {key}: {why}")]
+        lines.append(f"    allow: [{', '.join(meant)}]")
     if proposal.adaptation:
         decay = {"decay": 0.75} if proposal.adaptation == "LayerWiseDecay" else {}
         moves = f"    adaptation: [{_flow(proposal.adaptation, decay)}]"
@@ -211,24 +223,15 @@ def _splits(fingerprint: Fingerprint) -> list[str]:
 
 
 def _preprocess(proposal: Proposal) -> list[list[str]]:
-    wanted, reasons = proposal.contract, proposal.reasons
-    spacing = list(wanted.spacing_mm or ())
-    target = spacing[0] if len(set(spacing)) == 1 else spacing
-    canonical = wanted.orientation == "RAS"
-    orient = {} if canonical else {"orientation": wanted.orientation}
-    steps = [
-        _step("ToCanonical" if canonical else "ToOrientation", orient, reasons["orientation"]),
-        _step("Resample", {"target": target}, reasons["spacing_mm"]),
+    whys = {key: proposal.reasons[key] for key in ("orientation", "spacing_mm", "normalization", "range")}
+    made = [
+        [_step(name, settings, whys[key]) for name, settings in steps_for(proposal.contract, key)]
+        for key in ("orientation", "spacing_mm", "normalization")
     ]
-    ends, limits = list(wanted.range or (0.0, 1.0)), list(wanted.window or ())
-    why = reasons["normalization"]
-    if wanted.normalization == "z-score":
-        return [*steps, _step("ZNormalization", {}, why)]
-    if wanted.normalization == "percentiles":
-        return [*steps, _step("RescaleIntensity", {"out_min_max": ends, "percentiles": limits}, why)]
-    if wanted.normalization == "window":
-        steps.append(_step("Clamp", {"out_min": limits[0], "out_max": limits[1]}, why))
-    return [*steps, _step("RescaleIntensity", {"out_min_max": ends, "in_min_max": limits}, reasons["range"])]
+    if len(made[-1]) > 1:  # the window is clipped first, and then taken to the range
+        name, settings = steps_for(proposal.contract, "normalization")[-1]
+        made[-1][-1] = _step(name, settings, whys["range"])
+    return [step for part in made for step in part]
 
 
 def _augment(proposal: Proposal) -> list[str]:
@@ -266,10 +269,11 @@ def _said(line: str, reason: str) -> list[str]:
 
 
 def _step(transform: str, settings: Mapping[str, Any], reason: str) -> list[str]:
-    line = f"      - {_flow(f'torchio.{transform}', settings)}"
+    path = f"torchio.{transform}" if hasattr(torchio, transform) else transform
+    line = f"      - {_flow(path, settings)}"
     if len(line) <= WIDTH:
         return _said(line, reason)
-    head = _said(f"      - class_path: torchio.{transform}", reason)
+    head = _said(f"      - class_path: {path}", reason)
     return [*head, f"        init_args: {_value(settings)}"]
 
 

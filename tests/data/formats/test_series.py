@@ -6,6 +6,7 @@ from nibabel.affines import from_matvec
 from scipy.spatial.transform import Rotation
 
 from lightning_atlas.data.formats import BadFileError, is_image, read_header, read_image, stem
+from lightning_atlas.data.formats.series import series_modality
 
 VOXELS = np.random.default_rng(0).integers(-1000, 1000, (8, 6, 5)).astype(np.int16)
 OBLIQUE = from_matvec(Rotation.from_euler("zyx", (0.1, 0.2, 0.3)).as_matrix() @ np.diag([0.7, 0.8, 2.5]), [-10, 20, 30])
@@ -71,3 +72,9 @@ def test_two_slices_at_one_place_are_refused(tmp_path):
 def test_a_series_is_an_image_called_by_its_folder(tmp_path):
     assert is_image(series(tmp_path / "s.1", slices=(0, 1)))
     assert stem(tmp_path / "s.1") == "s.1"
+
+
+def test_a_series_says_what_made_it(tmp_path):
+    assert series_modality(series(tmp_path / "series")) == "CT"
+    (tmp_path / "empty").mkdir()
+    assert series_modality(tmp_path / "empty") is None

@@ -11,7 +11,9 @@ from torchio.transforms import Lambda, Resample, RescaleIntensity, ToCanonical
 
 import lightning_atlas
 from lightning_atlas.data import Case, DrawnOn, EmbeddedScan, SimulatedCohort
-from lightning_atlas.data.store.prepare import PLACES_PER_ROW, prepare, settings, store_key
+from lightning_atlas.data.store import hashes, prepare as prepare_module
+from lightning_atlas.data.store.keys import settings, store_key
+from lightning_atlas.data.store.prepare import PLACES_PER_ROW, prepare, prepare_all, some_observed, transformed
 from lightning_atlas.data.store.reading import read_case
 
 CANONICAL = [ToCanonical(), RescaleIntensity((-1, 1), percentiles=(1, 99))]
@@ -136,6 +138,55 @@ def test_annotated_planes_survive_a_finer_grid_and_are_missed_in_a_coarser_one()
     assert sorted({round(plane * back[2, 2] + back[2, 3]) for plane in planes(prepared)}) == [4, 20]
     with pytest.raises(ValueError, match=r"annotated planes \[4\] of .* fall between"):
         prepare(replace(case, drawn_on=(DrawnOn(planes=(4,)),)), [ToCanonical(), Resample((6, 6, 31))])
+
+
+@pytest.mark.parametrize("spacing", [10.0, 9.999999999999996, 10.000000000000004, 9.9995, 10.001])
+def test_a_spacing_that_is_the_files_own_but_for_rounding_keeps_its_planes(spacing):
+    affine = np.diag([2.0, 2.0, spacing, 1.0])
+    image = tio.ScalarImage(tensor=torch.rand(1, 4, 4, 30), affine=affine)
+    found = transformed(tio.Subject(image=image), [Resample((2, 1, 10))]).get_image("image")
+    assert found.spatial_shape == (4, 8, 30)
+    assert np.allclose(found.affine[:, [0, 2]], affine[:, [0, 2]])
+    assert np.allclose(found.affine[2], affine[2])
+
+
+@pytest.mark.parametrize("target", [3, (3, 2.1, 10)])
+def test_another_spacing_is_resampled_to_as_torchio_does(target):
+    subject = tio.Subject(image=tio.ScalarImage(tensor=torch.rand(1, 9, 9, 31), affine=np.diag([2.0, 2.0, 5.0, 1.0])))
+    expected = Resample(target)(subject).get_image("image")
+    found = transformed(subject, [Resample(target)]).get_image("image")
+    assert torch.equal(found.data, expected.data)
+    assert np.array_equal(found.affine, expected.affine)
+
+
+def test_a_scan_is_read_for_its_hash_and_right_after_for_its_voxels(tmp_path, monkeypatch):
+    read = []
+    for module, name in ((hashes, "_hash"), (prepare_module, "read_case")):
+        own = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda given, own=own, name=name: (read.append((name, given)), own(given))[1])
+    cases = []
+    for number in range(2):
+        file = tmp_path / f"{number}.nii.gz"
+        tio.ScalarImage(tensor=torch.rand(1, 4, 4, 4)).save(file)
+        cases.append(Case(str(number), "predict", file))
+    made = prepare_all(cases, [ToCanonical()])
+    assert [name for name, _ in read] == ["_hash", "read_case"] * 2
+    assert [str(given[0]) for name, given in read if name == "_hash"] == [str(case.image) for case in cases]
+    assert [new for _, new in made] == [True, True]
+    assert prepare_all(cases, [ToCanonical()]) == [(folder, False) for folder, _ in made]
+    assert len(read) == 4
+
+
+def test_observed_places_are_some_of_the_voxels_on_which_somebody_decided():
+    label = np.random.default_rng(0).integers(0, 3, (30, 20, 25))
+    label[4:9] = 0
+    places = some_observed(label)
+    assert len(np.unique(places, axis=0)) == len(places) == PLACES_PER_ROW
+    assert (label[tuple(places.T)] > 0).all()
+    assert np.histogram(places[:, 1], 4)[0] == pytest.approx([PLACES_PER_ROW / 4] * 4, rel=0.2)
+    few = label * (np.arange(30) == 12)[:, None, None]
+    assert sorted(map(tuple, some_observed(few))) == sorted(map(tuple, np.argwhere(few)))
+    assert len(some_observed(np.ones((3, 4, 5), int))) == len(some_observed(np.zeros((3, 4, 5), int))) == 0
 
 
 def test_half_a_file_is_refused_by_name(tmp_path):

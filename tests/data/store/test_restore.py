@@ -81,6 +81,16 @@ def test_what_was_cropped_away_becomes_background():
     assert restored[10:-10].all()
 
 
+@pytest.mark.parametrize(("most", "dtype"), [(3, torch.uint8), (300, torch.int16), (40000, torch.int32)])
+def test_rows_keep_their_numbers_whatever_their_number(most, dtype):
+    data = module("spine_mr", 3.0)
+    rows = torch.zeros(data.whole("test", 0)["label"].shape[1:], dtype=torch.int32)
+    rows[::2] = most
+    restored = data.restore(rows, "spine_mr").data
+    assert restored.dtype == dtype
+    assert set(restored.unique().tolist()) == {0, most}
+
+
 def test_a_prediction_of_another_shape_is_refused():
     data = module("spine_mr", 3.0)
     with pytest.raises(ValueError, match="prediction has shape"):

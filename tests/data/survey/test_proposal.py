@@ -34,7 +34,7 @@ from lightning_atlas.data.survey.write_recipe import Start, own_classes, write_r
 from lightning_atlas.networks import UNet
 
 STARTER = zoo.find("starter_abdomen_ct")
-START = Start(STARTER.name, STARTER.contract, STARTER.network)
+START = Start(STARTER.name, STARTER.contract, STARTER.network or {})
 
 
 def made_up(subject="a", low=-1000.0, high=1000.0, **changes):
@@ -275,10 +275,25 @@ def test_the_recipe_gives_the_contract_that_was_proposed(tmp_path, start, modali
     proposal = propose(fingerprint(cases, progress=False), start and start.contract)
     assert replace(data.contract, classes=()) == replace(proposal.contract, classes=())
     assert data.contract.classes == ("liver", "on")
-    accepted = yaml.safe_load(text)["model"]["init_args"].get("accept", {})
+    module = yaml.safe_load(text)["model"]["init_args"]
     broken = differences(start.contract, data.contract) if start else []
-    assert set(accepted) == {each.key for each in broken}
+    assert module.get("allow", []) == [each.key for each in broken]
+    assert not any(each.forbidden for each in broken)
+    assert module.get("contract") == ("adopt" if start else None)
+    if start:
+        written = list(data.preprocess)
+        assert data.adopt(start.contract) == []
+        assert data.preprocess == written
     assert {case.split for case in data.cases} == {"train", "val", "test"}
+
+
+def test_scans_of_no_declared_modality_are_not_taken_for_what_the_weights_know(tmp_path):
+    """The weights' window would be adopted where nobody says that the scans have no such units."""
+    cases = [replace(case, modality=None) for case in folder_of_scans(tmp_path)]
+    write_manifest(tmp_path / "all scans.json", cases)
+    text = recipe_for(cases, START)
+    assert "contract: adopt" not in text
+    assert yaml.safe_load(text)["model"]["init_args"]["allow"] == ["modality", "normalization", "window"]
 
 
 def test_the_recipe_runs_as_it_is(tmp_path, capsys):
@@ -310,7 +325,7 @@ def test_each_guessed_line_has_its_reason_and_no_line_is_too_long(tmp_path):
 
 def test_the_network_is_that_of_the_weights(tmp_path):
     other = Start("w.ckpt", STARTER.contract, {"class_path": "SegResNet", "init_args": {"out_channels": 7, "width": 8}})
-    for start, network in ((START, STARTER.network), (other, other.network)):
+    for start, network in ((START, START.network), (other, other.network)):
         model = yaml.safe_load(recipe_for(folder_of_scans(tmp_path), start))["model"]["init_args"]
         settings = {key: value for key, value in network["init_args"].items() if key != "out_channels"}
         assert model["network"]["class_path"] == network["class_path"].rpartition(".")[2]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lightning_atlas.data.sources.layouts.bids import BIDS
 from lightning_atlas.data.sources.layouts.case_folders import ABDOMENATLAS, TOTALSEGMENTATOR_CT_MR
+from lightning_atlas.data.sources.layouts.flat import FLAT
 from lightning_atlas.data.sources.layouts.listed import DECATHLON, LISTED
 from lightning_atlas.data.sources.layouts.listing import visible
 from lightning_atlas.data.sources.layouts.names import rename, spelling_notes
@@ -22,7 +23,7 @@ __all__ = ["LAYOUTS", "Layout", "LayoutResult", "read_layout"]
 LAYOUTS = {
     layout.name: layout
     for layout in (
-        *(ABDOMENATLAS, TOTALSEGMENTATOR_CT_MR, NNUNET, DECATHLON, LISTED, BIDS, PAIR, SLICER),
+        *(ABDOMENATLAS, TOTALSEGMENTATOR_CT_MR, NNUNET, DECATHLON, LISTED, BIDS, PAIR, SLICER, FLAT),
         *(IMAGEFOLDER, COCO, TABLE),
     )
 }

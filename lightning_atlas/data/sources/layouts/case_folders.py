@@ -1,6 +1,10 @@
-"""AbdomenAtlas and TotalSegmentator: a folder a case, with the scan and a mask file for each structure."""
+"""AbdomenAtlas and TotalSegmentator: a folder a case, with the scan and a mask file for each structure.
+
+Scans and masks may lie apart: `image_only/CASE/ct.nii.gz` and `mask_only/CASE/segmentations/*.nii.gz`.
+"""
 
 import re
+from itertools import islice
 from pathlib import Path
 
 from lightning_atlas.data.cases import Mark, Split
@@ -13,12 +17,13 @@ from lightning_atlas.data.survey.checks import Defect
 MASKS, COMBINED, TABLE = "segmentations", "combined_labels.nii.gz", "meta.csv"
 SCANS = {"ct": "CT", "mri": "MR"}
 """Name of the scan's file -> modality."""
+FEW_CASES = 5
 TOTALSEGMENTATOR = re.compile(r"s\d{4}")
 
 
 def is_abdomenatlas(path: Path) -> bool:
-    """Tell whether there are folders with a scan and masks, but not TotalSegmentator's."""
-    return _has_cases(path) and not is_totalsegmentator(path)
+    """Tell whether there are folders with a scan and masks, together or apart, but not TotalSegmentator's."""
+    return bool(_has_cases(path) or _apart(path)) and not is_totalsegmentator(path)
 
 
 def is_totalsegmentator(path: Path) -> bool:
@@ -57,6 +62,14 @@ def _has_cases(path: Path) -> bool:
     return any((folder / MASKS).is_dir() and _scan(folder) for folder in folders(path))
 
 
+def _apart(path: Path) -> tuple[Path, Path] | None:
+    """Return the folder in which there are scans and the one in which there are masks, where these are two."""
+    few = {folder: list(islice(folders(folder), FEW_CASES)) for folder in folders(path)}
+    scans = [folder for folder, cases in few.items() if any(_scan(case) for case in cases)]
+    masks = [folder for folder, cases in few.items() if any((case / MASKS).is_dir() for case in cases)]
+    return (scans[0], masks[0]) if len(scans) == len(masks) == 1 and scans != masks else None
+
+
 def _scan(folder: Path) -> Path | None:
     return next((file for file in visible(folder) if stem(file).lower() in SCANS and is_image(file)), None)
 
@@ -67,26 +80,32 @@ def _some(names: list[str]) -> str:
 
 def _listed(layout: str, path: Path, splits: dict[str, Split]) -> LayoutResult:
     result = LayoutResult(layout)
+    scans_in, masks_in = (None if _has_cases(path) else _apart(path)) or (path, path)
     combined = 0
-    for folder in folders(path):
-        scan, masks = _scan(folder), {stem(file): Mark(file) for file in images(folder / MASKS)}
-        combined += (folder / COMBINED).is_file()
+    for name in sorted({folder.name for root in (scans_in, masks_in) for folder in folders(root)}):
+        scan, drawn = _scan(scans_in / name), masks_in / name
+        masks = {stem(file): Mark(file) for file in images(drawn / MASKS)}
+        combined += (drawn / COMBINED).is_file()
         if scan is not None:
-            drawn = {"masks": masks} if masks else None
-            modality = SCANS[stem(scan).lower()]
-            result.add(folder.name, splits.get(folder.name, "train"), scan, drawn, modality=modality)
+            fields = {"masks": masks} if masks else None
+            result.add(name, splits.get(name, "train"), scan, fields, modality=SCANS[stem(scan).lower()])
         elif masks:
             found = "has no scan called ct or mri"
-            result.defects.append(Defect(folder, found, "copy ct.nii.gz there again", folder.name))
+            result.defects.append(Defect(scans_in / name, found, "copy ct.nii.gz there again", name))
         else:
-            result.notes.append(f"{folder.name} is no case: it holds neither a scan nor {MASKS}")
+            result.notes.append(f"{name} is no case: it holds neither a scan nor {MASKS}")
+    if scans_in != masks_in:
+        result.notes.append(f"scans are those in {scans_in.name}, masks those in {masks_in.name}")
     if combined:
         result.notes.append(f"{COMBINED} of {combined} cases are left alone; {MASKS} say the same")
     return result
 
 
 ABDOMENATLAS = Layout(
-    "abdomenatlas", "CASE/ct.nii.gz and CASE/segmentations/STRUCTURE.nii.gz", is_abdomenatlas, read_abdomenatlas
+    "abdomenatlas",
+    "CASE/ct.nii.gz and CASE/segmentations/STRUCTURE.nii.gz, in one folder or in two",
+    is_abdomenatlas,
+    read_abdomenatlas,
 )
 TOTALSEGMENTATOR_CT_MR = Layout(
     "totalsegmentator",

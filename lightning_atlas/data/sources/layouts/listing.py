@@ -1,7 +1,7 @@
 """Files of a folder by the names of their subjects, channels and splits."""
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from lightning_atlas.data.cases import Split
@@ -9,11 +9,11 @@ from lightning_atlas.data.formats import ENDINGS, is_image, stem
 
 CHANNEL = re.compile(r"(?P<subject>.+)_(?P<number>\d{4})")
 """What nnU-Net writes behind the names of images, not of labels."""
-ROLE = re.compile(
-    r"(?P<subject>.+?)[ ._-]+(image|img|scan|volume|ct|mri?|seg(mentation)?s?|label(map|s)?|masks?|gt)",
-    re.IGNORECASE,
-)
+LABEL_WORD = r"seg(mentation)?s?|label(map|s)?|masks?|gt"
+ROLE = re.compile(rf"(?P<subject>.+?)[ ._-]+(image|img|scan|volume|ct|mri?|{LABEL_WORD})", re.IGNORECASE)
 """What people write behind a name to say what the file is: `case1_seg.nii.gz`."""
+LABELLED = re.compile(rf"(?P<subject>.+?)[ ._-]+({LABEL_WORD})", re.IGNORECASE)
+"""What they write behind the names of labels."""
 SPLIT_NAMES: dict[str, Split] = {
     **dict.fromkeys(("train", "training", "tr"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "va"), "val"),
@@ -89,8 +89,7 @@ def by_channel(
     }
 
 
-def without_role(names: Iterable[str]) -> dict[str, str]:
-    """Return subject -> name, taking off `_seg`, `-label` and the like where the names stay apart."""
-    names = list(names)
-    short = {found["subject"] if (found := ROLE.fullmatch(name)) else name: name for name in names}
-    return short if len(short) == len(names) else {name: name for name in names}
+def by_subject(files: Mapping[str, Path]) -> dict[str, Path]:
+    """Return subject -> file, taking `_seg`, `-label` and the like off the names where these stay apart."""
+    short = {found["subject"] if (found := ROLE.fullmatch(name)) else name: file for name, file in files.items()}
+    return short if len(short) == len(files) else dict(files)

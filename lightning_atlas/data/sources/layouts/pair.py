@@ -4,7 +4,7 @@ from pathlib import Path
 
 from lightning_atlas.data.sources.layouts.label_table import LabelTable, read_labels
 from lightning_atlas.data.sources.layouts.listed import lists_files
-from lightning_atlas.data.sources.layouts.listing import by_channel, folders, images, scans, without_role
+from lightning_atlas.data.sources.layouts.listing import by_channel, by_subject, folders, images, scans
 from lightning_atlas.data.sources.layouts.nnunet import is_nnunet
 from lightning_atlas.data.sources.layouts.result import Layout, LayoutResult
 from lightning_atlas.data.sources.tables import read_json
@@ -38,12 +38,10 @@ def read_pair(path: Path) -> LayoutResult:
         known = f"{', '.join(IMAGES)} and {', '.join(LABELS)}"
         raise ValueError(f"{path} has not one folder of images and one of labels; known names are {known}")
     image_folder, label_folder = found
-    table, label_files, image_files = _table(path), scans(label_folder), scans(image_folder)
+    table, label_files, image_files = value_table(path), scans(label_folder), scans(image_folder)
     result = LayoutResult("pair", unions=table.unions)
     if not set(by_channel(image_files, label_files)) & set(label_files):
-        label_names, image_names = without_role(label_files), without_role(image_files)
-        label_files = {subject: label_files[name] for subject, name in label_names.items()}
-        image_files = {subject: image_files[name] for subject, name in image_names.items()}
+        image_files, label_files = by_subject(image_files), by_subject(label_files)
     subjects = by_channel(image_files, label_files)
     result.add_pairs(subjects, label_files, "train", values=table.values, ignore_value=table.ignore_value)
     for folder in folders(path):
@@ -59,7 +57,8 @@ def _folders(path: Path) -> tuple[Path, Path] | None:
     return (found[0][0], found[1][0]) if len(found[0]) == len(found[1]) == 1 else None
 
 
-def _table(path: Path) -> LabelTable:
+def value_table(path: Path) -> LabelTable:
+    """Return what a `labels.json` or a `dataset.json` in a folder says of the values; nothing without one."""
     for name in TABLES:
         if (path / name).is_file():
             document = read_json(path / name)
