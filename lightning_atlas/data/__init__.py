@@ -2,6 +2,7 @@
 
 from lightning_atlas.data.air import RescaleAboveAir
 from lightning_atlas.data.augmentation.augment import BatchAugmentation
+from lightning_atlas.data.augmentation.slices import ColoursToSlices
 from lightning_atlas.data.augmentation.turns import RandomQuarterTurns
 from lightning_atlas.data.cases import Case, DrawnOn, Mark, Source
 from lightning_atlas.data.embedded import EmbeddedScan
@@ -20,6 +21,7 @@ __all__ = [
     "BatchAugmentation",
     "Case",
     "Classes",
+    "ColoursToSlices",
     "DrawnOn",
     "EmbeddedScan",
     "Manifest",

@@ -45,6 +45,8 @@ HALF_PRECISION_LIMIT = 8.0
 SAME_SPACING, ROUNDED_DOWN = 1e-3, 1e-12
 """Spacings that differ by less, relatively, are one; so much less than a spacing is never a plane too few."""
 META = "meta.json"
+TOLD = 3
+"""Scans that cannot be prepared and are named in one message."""
 KNOWN_STORES = 512
 """Of so many stores is remembered what they say of themselves; memory does not grow with the number of subjects."""
 
@@ -119,24 +121,42 @@ def prepare_all(
         cases: To prepare.
         transforms: As for one.
         processes: How many work side by side; by default as many as there are processors, but one for few cases.
+
+    Raises:
+        ValueError: Scans cannot be prepared; it names them all, or the first and how many more.
     """
     root, keys = store_root(), Keys(transforms)
     found = [(root / key, False) if (key := keys.known(case)) else None for case in cases]
     missing = [n for n, each in enumerate(found) if each is None or not (each[0] / META).is_file()]
     processes = min(len(missing) // CASES_PER_PROCESS, os.cpu_count() or 1) if processes is None else processes
-    make = partial(_make, transforms=list(transforms))
+    make, refused = partial(_make, transforms=list(transforms)), []
     with tqdm(total=len(missing), desc="prepare", unit="scan", disable=len(missing) < CASES_PER_PROCESS) as bar:
         if processes < 2:
             for n in missing:
-                found[n] = make(cases[n])
+                try:
+                    found[n] = make(cases[n])
+                except ValueError as error:
+                    refused.append(error)
                 bar.update()
         else:
             with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
                 waiting = {pool.submit(make, cases[n]): n for n in missing}
                 for done in as_completed(waiting):
-                    found[waiting[done]] = done.result()
+                    try:
+                        found[waiting[done]] = done.result()
+                    except ValueError as error:
+                        refused.append(error)
                     bar.update()
+    if refused:
+        raise refused[0] if len(refused) == 1 else ValueError(_in_one(refused, len(missing)))
     return [each for each in found if each is not None]
+
+
+def _in_one(refused: Sequence[ValueError], of: int) -> str:
+    told = [str(each).replace("\n", " ") for each in refused]
+    more = f"\nand {len(told) - TOLD} more; `prepare PATH --check` lists every defect of a folder"
+    shown = "\n".join(f"  {each}" for each in told[:TOLD])
+    return f"{len(told)} of {of} scans cannot be prepared:\n{shown}" + (more if len(told) > TOLD else "")
 
 
 def _make(case: Case, transforms: Sequence[Transform]) -> tuple[Path, bool]:

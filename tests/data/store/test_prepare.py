@@ -197,6 +197,23 @@ def test_half_a_file_is_refused_by_name(tmp_path):
         read_case(Case("half", "predict", half))
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_all_scans_that_cannot_be_prepared_are_told_at_once(tmp_path, processes):
+    whole = (Path(lightning_atlas.__file__).parent / "data" / "embedded" / "spine_mr.nii.gz").read_bytes()
+    cases = []
+    for number in range(6):
+        path = tmp_path / f"scan{number}.nii.gz"
+        path.write_bytes(whole if number in (1, 3) else whole[: len(whole) // (2 + number)])
+        cases.append(Case(path.name, "predict", path))
+    with pytest.raises(ValueError, match="4 of 6 scans cannot be prepared") as told:
+        prepare_all(cases, [], processes)
+    lines = str(told.value).splitlines()
+    assert len(lines) == 5
+    assert all("is damaged or cut off" in line for line in lines[1:4])
+    assert "and 1 more" in lines[4]
+    assert sum(new for _, new in prepare_all([cases[1], cases[3]], [])) == 0
+
+
 @pytest.mark.parametrize(("spacing", "expected"), [(3.0, 2), (10.0, 2), (5.0, 2)])
 def test_resampling_invents_no_annotated_plane(spacing, expected):
     (case,) = SimulatedCohort("chest_ct", train=1, val=0, test=0, displacement_mm=1.0, drawn_planes=[12, 22]).cases()
