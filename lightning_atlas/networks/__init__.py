@@ -5,6 +5,7 @@ from lightning_atlas.networks.foreign import as_network
 from lightning_atlas.networks.genesis_unet import GenesisUNet
 from lightning_atlas.networks.mednext import MedNeXt
 from lightning_atlas.networks.nnunet import NnUNet
+from lightning_atlas.networks.resnet_unet import ResNetUNet
 from lightning_atlas.networks.segresnet import SegResNet
 from lightning_atlas.networks.stu_net import STUNet
 from lightning_atlas.networks.swin_unetr import SwinUNETR
@@ -17,6 +18,7 @@ __all__ = [
     "MedNeXt",
     "Network",
     "NnUNet",
+    "ResNetUNet",
     "STUNet",
     "SegResNet",
     "Stage",

@@ -22,6 +22,7 @@ SMALL = {
     "features": [2, 2, 4, 4, 4, 4],
     "text_features": 8,
     "condition_features": 4,
+    "decoder_features": [2, 2, 2, 2, 2],
 }
 """Arguments of the published networks that make them small and change no name."""
 RESULTS = Path(__file__).parent / "nnunet_results"
@@ -42,14 +43,21 @@ def transformer_alone(name):
     return inner if name.startswith("swinViT.") else None
 
 
+def encoder_alone(name):
+    return name.removeprefix("encoder.") if name.startswith("encoder.") else None
+
+
+MEDICALNET = [name for name in PUBLISHED if name.startswith("medicalnet")]
 LAYOUTS = {
     **dict.fromkeys(PUBLISHED, lambda name: name),
+    **dict.fromkeys(MEDICALNET, encoder_alone),
     "clip_driven_universal_swin_unetr": lambda name: name.removeprefix("backbone."),
     "nv_swin_unetr_50000": disruptive,
     "nv_swin_unetr_ssl": transformer_alone,
 }
 """The name in the file for each of the network's; `None` where the file has none."""
 MORE = {
+    **{name: ["conv_seg.0.weight", "conv_seg.1.running_mean"] for name in MEDICALNET},
     "nv_swin_unetr_50000": ["encoder.mask_token", "encoder.norm.weight", "out.conv.conv.weight"],
     "nv_swin_unetr_ssl": ["norm.weight", "rotation_head.weight", "contrastive_head.bias", "conv.0.weight"],
 }
@@ -64,6 +72,7 @@ def shrink(spec):
         if isinstance(each, dict):
             arguments[key] = shrink(each)
     own = {"SwinUNETR": ["feature_size"], "GenesisUNet": ["init_filters"], "STUNet": ["features"]}
+    own["ResNetUNet"] = ["init_filters", "decoder_features"]
     own["UniversalNetwork"] = ["text_features", "condition_features"]
     return spec | {"init_args": arguments | {key: SMALL[key] for key in own.get(name, [])}}
 
@@ -89,7 +98,8 @@ def small(name):
 
 def is_larger(name):
     """Tell whether an entry differs from another one in its size alone."""
-    return name.startswith(("stu_net", "vocomni")) and not name.endswith(("small", "_b"))
+    families = ("stu_net", "vocomni", "medicalnet")
+    return name.startswith(families) and not name.endswith(("small", "_b", "resnet10", "resnet18", "resnet50"))
 
 
 WRAPPED = [
@@ -204,6 +214,7 @@ def test_another_file_under_a_published_name_is_refused(tmp_path, monkeypatch):
         ("vocomni_swin_unetr_b", lambda: SwinUNETR(feature_size=12)),
         ("models_genesis_chest_ct", lambda: SwinUNETR(feature_size=12)),
         ("stu_net_small", lambda: GenesisUNet(init_filters=2)),
+        ("medicalnet_resnet18", lambda: GenesisUNet(init_filters=2)),
     ],
 )
 def test_weights_of_another_network_are_refused_with_the_nearest_entries(name, network):
