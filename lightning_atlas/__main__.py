@@ -1,6 +1,6 @@
 """`python -m lightning_atlas`."""
 
-from lightning_atlas.cli import main
+from lightning_atlas.cli import run
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run()

@@ -1,10 +1,13 @@
 """From a command to a run: Lightning's verbs on recipes and on run folders, and a few verbs of our own."""
 
 import difflib
+import logging
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import NoReturn
 
 import lightning_atlas
 from lightning_atlas.cli.recipes import INTERRUPTED, CommandError, run_recipes_verb
@@ -17,6 +20,8 @@ WORK = {
     "weights": ("fetching", "main"),
 }
 """Verb -> module of this folder and function that does it; imported only then, since most load torch and all parts."""
+LAUNCHED = ("LOCAL_RANK", "SLURM_PROCID")
+"""One of them is set in each of several processes that train together: by Lightning, torchrun or srun."""
 VERBS = (*RUN_VERBS, *WORK, "recipes")
 HELP = """usage: lightning-atlas VERB ... [--debug]
 
@@ -68,6 +73,25 @@ def main(args: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except SystemExit as end:  # of a printed recipe or help text
         return int(end.code or 0)
+
+
+def run() -> NoReturn:
+    """Run the command of this process, and end the process with its exit code."""
+    leave(main())
+
+
+def leave(code: int) -> NoReturn:
+    """End this process; one of several at once, since threads of gloo may abort an interpreter that cleans up.
+
+    Args:
+        code: The exit code.
+    """
+    if any(name in os.environ for name in LAUNCHED):
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _dispatch(words: Sequence[str]) -> int:

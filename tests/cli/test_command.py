@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 
+from lightning_atlas.cli.command import LAUNCHED
 from lightning_atlas.cli.run_folder import last_checkpoint
 
 
@@ -233,3 +234,22 @@ def test_all_processes_of_a_run_share_its_folder(folder):
     assert done.returncode == 0, done.stderr.decode()
     assert last_checkpoint(only_run(folder)).name == "last.ckpt"
     assert done.stdout.count(b"recipe: ") == 1
+
+
+@pytest.mark.parametrize("launched", [{}, {"LOCAL_RANK": "1"}, {"SLURM_PROCID": "0"}])
+def test_a_process_ends_with_the_exit_code_of_its_command(launched):
+    environment = {key: value for key, value in os.environ.items() if key not in LAUNCHED} | launched
+    for words, code in ((["--version"], 0), (["fitt"], 2)):
+        command = [sys.executable, "-m", "lightning_atlas", *words]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == code
+        assert (done.stdout or done.stderr).strip()
+
+
+def test_one_of_several_processes_ends_before_the_interpreter_cleans_up():
+    script = "import atexit; atexit.register(print, 'cleaned'); from lightning_atlas.cli.command import leave; leave(3)"
+    command = [sys.executable, "-c", script]
+    alone = {key: value for key, value in os.environ.items() if key not in LAUNCHED}
+    for environment, told in ((alone, "cleaned\n"), (alone | {"LOCAL_RANK": "0"}, "")):
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (3, told)

@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_atlas.adaptation import LayerWiseDecay
+from lightning_atlas.cli.command import leave
 from lightning_atlas.cli.runner import leave_processes
 from lightning_atlas.contract import Contract
 from lightning_atlas.inference import SlidingWindow
@@ -117,6 +118,7 @@ def main(strategy: str, optimizer: str, output: Path) -> None:
     if trainer.is_global_zero:
         torch.save({"losses": losses.values, "weights": whole}, output)
     leave_processes()
+    leave(0)
 
 
 if __name__ == "__main__":
