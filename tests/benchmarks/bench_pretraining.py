@@ -4,8 +4,9 @@
 
 All arms are `recipes/pretrain/organs_abdomen_ct.yaml` (20 overlapping classes, sigmoid) on the same twelve warps of one
 scan, as three datasets of four: `dense` has everything drawn; in `partial` each dataset lacks another third of the
-structures, so that a class of one structure is drawn in two of three cases, and one of many in fewer or none; in `sparse` every fifth slice is drawn. Validation
-is dense. The numbers come from a simulated cohort of one scan: they show mechanics, and are no evidence about patients.
+structures, so that a class of one structure is drawn in two of three cases, and one of many in fewer or none; in
+`sparse` every fifth slice is drawn. Validation is dense. The numbers come from a simulated cohort of one scan: they
+show mechanics, and are no evidence about patients.
 """
 
 import argparse
