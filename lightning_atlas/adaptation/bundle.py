@@ -14,9 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_atlas.adaptation.exported import OURS, check_network, precision, written_aside
+from lightning_atlas.adaptation.exported import OURS, check_network, described, written_aside
 from lightning_atlas.adaptation.model_card import model_card
-from lightning_atlas.adaptation.weights import read_file
 from lightning_atlas.contract import Contract
 
 SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
@@ -53,13 +52,7 @@ def write_bundle(
         torch.save({name: each.contiguous() for name, each in tensors.items()}, model)
         values = {
             "name": folder.name,
-            "weights": {
-                "sha256": read_file(model).sha256,
-                "size_bytes": model.stat().st_size,
-                "tensors": len(tensors),
-                "parameters": sum(each.numel() for each in tensors.values()),
-                "precision": precision(tensors),
-            },
+            "weights": described(model),
             "network": dict(network),
             "contract": contract.to_dict(),
             "classes": list(contract.classes),

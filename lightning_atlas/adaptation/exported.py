@@ -119,14 +119,7 @@ def write_export(
             "format": FORMAT,
             "lightning_atlas": import_module("lightning_atlas").__version__,
             "name": folder.name,
-            "weights": {
-                "file": WEIGHTS,
-                "sha256": read_file(path).sha256,
-                "size_bytes": path.stat().st_size,
-                "tensors": len(tensors),
-                "parameters": sum(each.numel() for each in tensors.values()),
-                "precision": "float16" if half else precision(tensors),
-            },
+            "weights": {"file": WEIGHTS, **described(path)},
             "network": dict(network),
             "contract": contract.to_dict(),
             "classes": list(contract.classes),
@@ -180,6 +173,18 @@ def _check_free(folder: Path, overwrite: bool) -> None:
         raise ValueError(f"{folder} holds files of no export ({', '.join(foreign[:3])}): take another --output")
     if there and not overwrite:
         raise ValueError(f"{folder} is there already: take another --output, or say --overwrite")
+
+
+def described(path: Path) -> dict[str, Any]:
+    """Return what a card says of a file of weights, as it lies on the disk."""
+    source = read_file(path)
+    return {
+        "sha256": source.sha256,
+        "size_bytes": path.stat().st_size,
+        "tensors": len(source.tensors),
+        "parameters": sum(each.numel() for each in source.tensors.values()),
+        "precision": precision(source.tensors),
+    }
 
 
 def precision(tensors: Mapping[str, Tensor]) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import lightning_atlas
-from lightning_atlas.cli.recipes import INTERRUPTED, CommandError, run_recipes_verb
+from lightning_atlas.cli.recipes import INTERRUPTED, TERMINATED, CommandError, run_recipes_verb
 from lightning_atlas.cli.request import RUN_VERBS, read_request
 
 WORK = {
@@ -65,7 +65,7 @@ def main(args: Sequence[str] | None = None) -> int:
         if debug:
             raise
         lines = [line for line in str(error).splitlines() if line.strip()]
-        head = "" if error.exit_code == INTERRUPTED else "error: "
+        head = "" if error.exit_code in (INTERRUPTED, TERMINATED) else "error: "
         print(head + "\n".join(line[:400] for line in lines[:5]), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:

@@ -11,9 +11,10 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_atlas.callbacks import memory_advice
-from lightning_atlas.cli.recipes import INTERRUPTED, CommandError
+from lightning_atlas.cli.recipes import INTERRUPTED, TERMINATED, CommandError
 from lightning_atlas.cli.run_folder import last_checkpoint
 
 PACKAGE = Path(__file__).parents[1]
@@ -24,7 +25,9 @@ NO_MEMORY = ("DefaultCPUAllocator", "can't allocate memory", "not enough memory"
 
 @contextmanager
 def plain_words(trainer: Trainer, folder: Path | None) -> Iterator[None]:
-    """Turn an interrupt, exhausted memory and our own refusals into a `CommandError`; let bugs keep their traceback.
+    """Turn an interrupt or a termination, exhausted memory and our own refusals into a `CommandError`.
+
+    Bugs keep their traceback.
 
     Args:
         trainer: Of the run inside.
@@ -36,6 +39,8 @@ def plain_words(trainer: Trainer, folder: Path | None) -> Iterator[None]:
     handler = signal.getsignal(signal.SIGINT)
     try:
         yield
+    except SIGTERMException as end:  # a SystemExit without a code, which would count as success
+        raise CommandError(f"stopped by SIGTERM; {_left_behind(folder)}", exit_code=TERMINATED) from end
     except (KeyboardInterrupt, SystemExit) as end:
         # Lightning ignores further interrupts, saves what it must and leaves by SystemExit.
         if not isinstance(end, KeyboardInterrupt) and not isinstance(end.__context__, KeyboardInterrupt):

@@ -8,6 +8,8 @@ from pathlib import Path
 
 INTERRUPTED = 130
 """Exit code of a command that Ctrl-C ended: 128 and the number of the signal."""
+TERMINATED = 143
+"""Likewise of one that SIGTERM ended, as `kill` and clusters send it."""
 
 
 class CommandError(Exception):

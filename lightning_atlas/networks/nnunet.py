@@ -70,8 +70,7 @@ class NnUNet(DeeplySupervised):
         steps = [_sides(each) for each in strides]
         levels = len(features)
         make = _ConvolutionFactory(norm, activation)
-        kind = ResidualEncoder if residual else PlainEncoder
-        self.encoder = kind(make, in_channels, features, kernels, steps, depths[:levels])
+        self.encoder = Encoder(make, in_channels, features, kernels, steps, depths[:levels], residual)
         self.decoder = Decoder(make, self.encoder, features, kernels, steps, depths[levels:])
         self.decoder.add_outputs(features, out_channels, deep_supervision)
         self.deep_supervision = deep_supervision
@@ -81,7 +80,7 @@ class NnUNet(DeeplySupervised):
     def stages(self) -> list[Stage]:
         """Return a stage per level of the encoder and of the decoder, then the head: the outputs of all levels."""
         deeper = [(f"encoder.stages.{level}",) for level in range(1, len(self.encoder.stages))]
-        stem = ["encoder.stem"] if isinstance(self.encoder, ResidualEncoder) else []
+        stem = ["encoder.stem"] if isinstance(self.encoder.stem, Convolutions) else []
         down = [(*stem, "encoder.stages.0"), *deeper]
         up = [(f"decoder.transpconvs.{each}", f"decoder.stages.{each}") for each in range(len(self.decoder.stages))]
         outputs = tuple(f"decoder.seg_layers.{name}" for name in self.decoder.seg_layers)
@@ -202,8 +201,8 @@ class ResidualBlocks(nn.Module):
         return self.blocks(features)
 
 
-class PlainEncoder(nn.Module):
-    """Stages of convolutions; returns the features of each, the finest first."""
+class Encoder(nn.Module):
+    """Stages of convolutions, or a stem and stages of residual blocks; returns the features of each, finest first."""
 
     def __init__(
         self,
@@ -213,35 +212,15 @@ class PlainEncoder(nn.Module):
         kernels: Sequence[Sides],
         strides: Sequence[Sides],
         depths: Sequence[int],
+        residual: bool,
     ) -> None:
         super().__init__()
-        stages = zip([inputs, *features[:-1]], features, kernels, strides, depths, strict=True)
-        self.stages = nn.Sequential(*(nn.Sequential(Convolutions(make, *stage)) for stage in stages))
-
-    def forward(self, image: Image) -> list[Tensor]:
-        """Return the features of each stage."""
-        found = [image]
-        for stage in self.stages:
-            found.append(stage(found[-1]))
-        return found[1:]
-
-
-class ResidualEncoder(nn.Module):
-    """A convolution, then stages of residual blocks; returns the features of each stage, the finest first."""
-
-    def __init__(
-        self,
-        make: _ConvolutionFactory,
-        inputs: int,
-        features: Sequence[int],
-        kernels: Sequence[Sides],
-        strides: Sequence[Sides],
-        depths: Sequence[int],
-    ) -> None:
-        super().__init__()
-        self.stem = Convolutions(make, inputs, features[0], kernels[0], (1, 1, 1), 1)
-        stages = zip([features[0], *features[:-1]], features, kernels, strides, depths, strict=True)
-        self.stages = nn.Sequential(*(ResidualBlocks(make, *stage) for stage in stages))
+        self.stem = Convolutions(make, inputs, features[0], kernels[0], (1, 1, 1), 1) if residual else nn.Identity()
+        first = features[0] if residual else inputs
+        stages = zip([first, *features[:-1]], features, kernels, strides, depths, strict=True)
+        self.stages = nn.Sequential(
+            *(ResidualBlocks(make, *each) if residual else nn.Sequential(Convolutions(make, *each)) for each in stages)
+        )
 
     def forward(self, image: Image) -> list[Tensor]:
         """Return the features of each stage."""

@@ -1,5 +1,6 @@
 """A run that ends early says so in a few lines; a bug keeps its traceback."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,3 +67,12 @@ def test_a_driver_beside_a_cpu_build_of_torch_is_told_in_one_line(command, monke
     assert len(lines) == told
     assert all("pip install" in line for line in lines)
     assert "CPU build" not in command("validate", "base.yaml", "--trainer.fast_dev_run=true")[1]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows ends a process without asking it")
+def test_a_terminated_run_does_not_pass_for_a_finished_one(command, folder):
+    text = "trainer: {callbacks: [{class_path: toy_parts.Terminate}]}"
+    (folder / "terminated.yaml").write_text(text, encoding="utf-8")
+    code, _, err = command("fit", "base.yaml", "terminated.yaml")
+    assert code == 143
+    assert own_lines(err)[-1].startswith("stopped by SIGTERM; ")

@@ -1,5 +1,8 @@
 """The smallest parts that a recipe can name, for tests of the command line alone."""
 
+import os
+import signal
+
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.cli import OptimizerCallable
@@ -82,3 +85,10 @@ class Fail(Callback):
     def on_train_epoch_start(self, trainer, pl_module):
         if trainer.current_epoch == self.epoch:
             raise ERRORS[self.kind]
+
+
+class Terminate(Callback):
+    """Have the process asked to end, as a cluster does, once training has begun."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        os.kill(os.getpid(), signal.SIGTERM)
