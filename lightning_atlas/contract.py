@@ -30,10 +30,13 @@ class Contract:
         mirrored_axes: Axes (of `i`, `j`, `k`) along which training mirrored images.
         overlapping: A voxel may be in several classes: one output for each class and none for the background (sigmoid).
         axis_order: Axes that the kernels lie along; weights made for the reverse are transposed when they are read.
+        predicts: What the outputs say: of `voxels` in which of the classes they are; of a whole scan its `class`, its
+            `labels` (each of the classes or not), or `values`, which are called like the classes.
         seen_spacing_mm: The smallest and the largest voxel of the training scans' files, to the right, front and top.
         seen_extent_mm: The smallest and the largest field of view of these files, to the right, front and top.
         seen_intensities: For each channel, the smallest and the largest value that these scans have at each of `LEVELS`
             above air: in the file's units where `window` has them, else as the network sees them.
+        seen_values: Mean and standard deviation of each value over the training scans, where scans have values.
     """
 
     classes: tuple[str, ...] = ()
@@ -47,9 +50,11 @@ class Contract:
     mirrored_axes: tuple[str, ...] = field(default=())
     overlapping: bool = False
     axis_order: str = "ijk"
+    predicts: str = "voxels"
     seen_spacing_mm: tuple[Triple, Triple] | None = None
     seen_extent_mm: tuple[Triple, Triple] | None = None
     seen_intensities: tuple[tuple[tuple[float, float], ...], ...] | None = None
+    seen_values: tuple[tuple[float, float], ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain lists, numbers and strings: fit for JSON and for a checkpoint that is read safely."""
@@ -75,7 +80,8 @@ class Contract:
 
     def remembering(self, former: "Contract | None") -> "Contract":
         """Return this contract with what training saw taken from a former one, where this one does not say."""
-        seen = {key: getattr(former, key) for key in SEEN if getattr(self, key) is None} if former else {}
+        keys = (*SEEN, "seen_values")
+        seen = {key: getattr(former, key) for key in keys if getattr(self, key) is None} if former else {}
         return replace(self, **seen)
 
     def to_json(self) -> str:

@@ -1,11 +1,12 @@
 """Prediction of whole volumes, window by window."""
 
 from collections.abc import Callable, Sequence
-from itertools import chain, combinations
+from itertools import chain, combinations, product
 
 import torch
 from monai.inferers.utils import sliding_window_inference
 from torch import Tensor
+from torch.nn import functional as F
 
 from lightning_atlas.types import Image, Logits
 
@@ -13,9 +14,12 @@ from lightning_atlas.types import Image, Logits
 class SlidingWindow:
     """Predicts overlapping windows and averages their logits, with most weight at the middle of each.
 
+    Of a network that says nothing of the faces of a window (`context`), what windows predict is laid side by side on
+    the network's own grid, so that the result is the one of a single large window; images are padded for it.
+
     Args:
         patch: Sides of the window along i, j, k in voxels. A smaller image is padded with its least value.
-        overlap: Share of a side by which neighbours overlap: at least 0, less than 1.
+        overlap: Share of a side by which neighbours overlap, of the voxels that are predicted: at least 0, less than 1.
         batch_size: Windows that the network sees at once.
         on_host: Gather the logits of the whole image in the host's memory, for images whose logits a GPU cannot hold.
         mirror: Average over the windows mirrored along every choice of the axes that training mirrored: for three axes
@@ -77,10 +81,14 @@ class SlidingWindow:
             raise ValueError("window: mirror: true needs the axes along which training mirrored; call set_mirroring")
         multiple = getattr(network, "size_multiple", 1)
         steps = (multiple,) * 3 if isinstance(multiple, int) else multiple
-        fitting = [-(-side // step) * step for side, step in zip(self.patch, steps, strict=True)]
+        least, context = getattr(network, "size_offset", 0), getattr(network, "context", 0)
+        if least - 2 * context < max(steps) and context:  # neighbours that lie a multiple apart must meet
+            least += max(steps)
+        fitting = [least - min(0, least - side) // step * step for side, step in zip(self.patch, steps, strict=True)]
         if fitting != list(self.patch):
+            taken = f"{least} voxels, or {multiple} more, and so on" if least else f"multiples of {multiple}"
             raise ValueError(
-                f"window: {type(network).__name__} takes sides that are multiples of {multiple}, "
+                f"window: {type(network).__name__} takes sides that are {taken}, "
                 f"found patch {list(self.patch)}; try patch: {fitting}"
             )
 
@@ -88,6 +96,8 @@ class SlidingWindow:
             # A copy, and logits in float32: MONAI weights the answer in place, which may be a view of the image.
             return self._mirrored_mean(network, window.to(image.dtype, copy=True))
 
+        if context:
+            return self._laid_out(predict, image.float(), context, steps)
         logits = sliding_window_inference(
             image.float(),
             roi_size=self.patch,
@@ -99,6 +109,36 @@ class SlidingWindow:
             device=torch.device("cpu") if self.on_host else image.device,
         )
         return torch.as_tensor(logits)
+
+    def _laid_out(
+        self, predict: Callable[[Tensor], Tensor], image: Image, context: int, steps: Sequence[int]
+    ) -> Logits:
+        """Return the mean of windows whose faces lack `context` voxels, each a multiple of `steps` from the others."""
+        tiles = [side - 2 * context for side in self.patch]
+        strides = [
+            max(1, int(tile * (1 - self.overlap)) // step) * step for tile, step in zip(tiles, steps, strict=True)
+        ]
+        sides = image.shape[2:]
+        counts = [
+            1 + max(0, -(-(side - tile) // stride)) for side, tile, stride in zip(sides, tiles, strides, strict=True)
+        ]
+        grid = [tile + stride * (count - 1) for tile, stride, count in zip(tiles, strides, counts, strict=True)]
+        behind = [context + whole - side for whole, side in zip(grid, sides, strict=True)]
+        faces = [each for side in reversed(behind) for each in (context, side)]
+        padded = F.pad(image, faces, value=image.min().item())
+        device = torch.device("cpu") if self.on_host else image.device
+        total, seen = torch.zeros(0), torch.zeros(1, 1, *grid, device=device)
+        starts = (range(0, stride * count, stride) for stride, count in zip(strides, counts, strict=True))
+        places = list(product(*starts))
+        for first in range(0, len(places), self.batch_size):
+            group = places[first : first + self.batch_size]
+            windows = torch.cat([padded[:, :, *_box(place, self.patch)] for place in group])
+            for place, logits in zip(group, predict(windows).to(device).split(len(image)), strict=True):
+                total = total if len(total) else logits.new_zeros(*logits.shape[:2], *grid)
+                total[:, :, *_box(place, tiles)] += logits
+                seen[:, :, *_box(place, tiles)] += 1
+        i, j, k = sides
+        return total.div_(seen)[:, :, :i, :j, :k]
 
     def _mirrored_mean(self, network: Callable[[Tensor], Tensor], window: Tensor) -> Tensor:
         answer = network(window)
@@ -121,3 +161,7 @@ class SlidingWindow:
         for one, other in self.pairs:
             order[one], order[other] = other, one
         return logits[:, order]
+
+
+def _box(start: Sequence[int], sides: Sequence[int]) -> tuple[slice, ...]:
+    return tuple(slice(low, low + side) for low, side in zip(start, sides, strict=True))

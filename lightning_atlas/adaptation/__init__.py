@@ -1,51 +1,57 @@
-"""Source weights and what moves: intake, published weights, freezing and learning rates by stage."""
+"""What moves, when and how fast: adaptations, the plan that they make, and schedules of the learning rate."""
 
-from lightning_atlas.adaptation.inflation import start_at_prior
-from lightning_atlas.adaptation.intake import IntakeReport, load_weights, read_weights
-from lightning_atlas.adaptation.schedules import ConstantSchedule, CosineSchedule, PolynomialSchedule, Schedule
-from lightning_atlas.adaptation.stages import (
-    Adaptation,
+from lightning_atlas.adaptation.auto_rgn import AutoRGN
+from lightning_atlas.adaptation.base import Adaptation
+from lightning_atlas.adaptation.catalogue import (
+    BiasOnly,
     FrozenEncoder,
     FullFineTuning,
+    HeadMultiplier,
     HeadOnly,
+    LastStages,
     LayerWiseDecay,
-    combined,
-    freeze,
-    fresh_stages,
-    frozen_stages,
-    parameter_groups,
-    set_modes,
-    stage_table,
+    NormOnly,
+    SurgicalBlock,
 )
-from lightning_atlas.adaptation.weights import SourceWeights, read_card, write_weights
-from lightning_atlas.adaptation.zoo import ZooEntry, entries, find, write_entry
+from lightning_atlas.adaptation.delta import DELTA
+from lightning_atlas.adaptation.ema import EMA
+from lightning_atlas.adaptation.l2_sp import L2SP
+from lightning_atlas.adaptation.last_first import LastStagesFirst
+from lightning_atlas.adaptation.lora import LoRA
+from lightning_atlas.adaptation.phases import LPFT, GradualThaw, HeadsFirst, Sawtooth, Valley, WarmUp
+from lightning_atlas.adaptation.plan import AdaptationPlan
+from lightning_atlas.adaptation.schedules import ConstantSchedule, CosineSchedule, PolynomialSchedule, Schedule
+from lightning_atlas.adaptation.statistics import reestimate_statistics
+from lightning_atlas.adaptation.stochastic_norm import StochasticNorm
 
 __all__ = [
+    "DELTA",
+    "EMA",
+    "L2SP",
+    "LPFT",
     "Adaptation",
+    "AdaptationPlan",
+    "AutoRGN",
+    "BiasOnly",
     "ConstantSchedule",
     "CosineSchedule",
     "FrozenEncoder",
     "FullFineTuning",
+    "GradualThaw",
+    "HeadMultiplier",
     "HeadOnly",
-    "IntakeReport",
+    "HeadsFirst",
+    "LastStages",
+    "LastStagesFirst",
     "LayerWiseDecay",
+    "LoRA",
+    "NormOnly",
     "PolynomialSchedule",
+    "Sawtooth",
     "Schedule",
-    "SourceWeights",
-    "ZooEntry",
-    "combined",
-    "entries",
-    "find",
-    "freeze",
-    "fresh_stages",
-    "frozen_stages",
-    "load_weights",
-    "parameter_groups",
-    "read_card",
-    "read_weights",
-    "set_modes",
-    "stage_table",
-    "start_at_prior",
-    "write_entry",
-    "write_weights",
+    "StochasticNorm",
+    "SurgicalBlock",
+    "Valley",
+    "WarmUp",
+    "reestimate_statistics",
 ]

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lightning_atlas.types import Image
+from lightning_atlas.types import Batch, Image
 
 Part = Literal["encoder", "decoder", "head"]
 OutputLayer = nn.Conv3d | nn.ConvTranspose3d | nn.Linear
@@ -35,6 +35,10 @@ class Network(nn.Module):
 
     size_multiple: int | tuple[int, int, int] = 1
     """Each side of an input patch must be a multiple of this: one number, or one for each of i, j, k."""
+    size_offset: int = 0
+    """Where it is not 0, the smallest side; larger ones are a multiple of `size_multiple` more."""
+    context: int = 0
+    """Voxels at each face of an image that the network sees and says nothing of: the logits lack them."""
 
     def stages(self) -> list[Stage]:
         """Return the stages in forward order; every parameter and buffer lies in exactly one."""
@@ -69,14 +73,34 @@ class Network(nn.Module):
         Raises:
             ValueError: A side is not a multiple of `size_multiple`.
         """
-        sides, multiple = tuple(image.shape[2:]), self.size_multiple
+        sides, multiple, least = tuple(image.shape[2:]), self.size_multiple, self.size_offset
         multiples = (multiple,) * len(sides) if isinstance(multiple, int) else multiple
-        fitting = tuple(-(-side // step) * step for side, step in zip(sides, multiples, strict=True))
+        fitting = tuple(
+            least - min(0, least - side) // step * step for side, step in zip(sides, multiples, strict=True)
+        )
         if sides != fitting:
+            taken = f"{least} voxels, or {multiple} more, and so on" if least else f"multiples of {multiple}"
             raise ValueError(
-                f"{type(self).__name__} takes images whose sides are multiples of {multiple}, and got one of "
+                f"{type(self).__name__} takes images whose sides are {taken}, and got one of "
                 f"{_voxels(sides)}; pad it, or set the size of the patches and of the window, to {_voxels(fitting)}"
             )
+
+
+Coarse = Float[Tensor, "batch coarse_features coarse_i coarse_j coarse_k"]
+"""What lies at the end of an encoder."""
+
+
+class Encoding(Network):
+    """A network whose encoder can be used without its decoder."""
+
+    coarse_features: int
+    """Channels at the end of the encoder."""
+    skip_modules: tuple[str, ...] = ()
+    """Modules of the encoder's stages that only the decoder reads."""
+
+    def encoded(self, image: Image) -> Coarse:
+        """Return what lies at the end of the encoder; the decoder is not run."""
+        raise NotImplementedError
 
 
 class Features(NamedTuple):
@@ -87,21 +111,32 @@ class Features(NamedTuple):
         fine: At the end of the decoder, on the grid of the image.
     """
 
-    coarse: Float[Tensor, "batch coarse_features coarse_i coarse_j coarse_k"]
+    coarse: Coarse
     fine: Float[Tensor, "batch fine_features i j k"]
 
 
-class Backbone(Network):
+class Backbone(Encoding):
     """A network that also returns what its head reads, so that another head can take its place."""
 
-    coarse_features: int
-    """Channels at the end of the encoder."""
     fine_features: int
     """Channels at the end of the decoder."""
 
     def features(self, image: Image) -> Features:
         """Return what lies at the ends of encoder and decoder."""
         raise NotImplementedError
+
+
+def without_context(batch: Batch, context: int) -> Batch:
+    """Return a batch whose label is on the grid of a network's logits.
+
+    Args:
+        batch: With a label on the grid of the image.
+        context: Voxels at each face that the logits lack.
+    """
+    if not context:
+        return batch
+    inner = slice(context, -context)
+    return {**batch, "label": batch["label"][:, inner, inner, inner]}
 
 
 def stage_tensors(network: nn.Module, stage: Stage) -> dict[str, Tensor]:
@@ -120,6 +155,12 @@ def stage_parameters(network: nn.Module, stage: Stage) -> dict[str, nn.Parameter
     """Return the parameters of a stage by full name, in registration order."""
     tensors = stage_tensors(network, stage)
     return {name: tensor for name, tensor in tensors.items() if isinstance(tensor, nn.Parameter)}
+
+
+def stage_modules(network: nn.Module, stage: Stage) -> list[nn.Module]:
+    """Return the modules of a stage and all that these hold; a bare parameter or buffer is none."""
+    members = (_find(network, name) for name in stage.modules)
+    return [inner for member in members if isinstance(member, nn.Module) for inner in member.modules()]
 
 
 def check_stages(network: Network) -> None:

@@ -10,7 +10,7 @@ from lightning_atlas.networks.base import Network, Part, Stage, check_stages
 from lightning_atlas.types import Image
 
 RESERVED = (
-    *("stages", "size_multiple", "check_size", "conventions", "output_axes", "resize"),
+    *("stages", "size_multiple", "size_offset", "context", "check_size", "conventions", "output_axes", "resize"),
     *("adopted_stages", "adopted_class"),
 )
 

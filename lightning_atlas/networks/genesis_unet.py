@@ -8,11 +8,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_atlas.networks.base import Backbone, Features, Stage
+from lightning_atlas.networks.base import Backbone, Coarse, Features, Stage
 from lightning_atlas.types import Image, Logits
 
 Maps = Float[Tensor, "batch features i j k"]
-Coarse = Float[Tensor, "batch coarse_features coarse_i coarse_j coarse_k"]
 
 LEVELS = (64, 128, 256, 512)
 """Channels by which the published names count the levels, from the full resolution down."""
@@ -66,15 +65,14 @@ class GenesisUNet(Backbone):
         """Return whether the normalisation uses the statistics of the batch in evaluation."""
         return {"batch_statistics": str(self.batch_statistics).lower()}
 
+    def encoded(self, image: Image) -> Coarse:
+        """Return the feature maps of the deepest level."""
+        return self._levels(image)[-1]
+
     def features(self, image: Image) -> Features:
         """Return the feature maps of the deepest level and of the last level up."""
-        self.check_size(image)
-        skips: list[Tensor] = []
-        below = image
-        for name in LEVELS:
-            below = self.get_submodule(f"down_tr{name}")(F.max_pool3d(below, 2) if skips else below)
-            skips.append(below)
-        fine = below
+        skips = self._levels(image)
+        fine = below = skips[-1]
         for name, skip in zip(LEVELS[-2::-1], skips[-2::-1], strict=True):
             fine = self.get_submodule(f"up_tr{name}")(fine, skip)
         return Features(below, fine)
@@ -82,6 +80,13 @@ class GenesisUNet(Backbone):
     def forward(self, image: Image) -> Logits:
         """Return logits on the grid of the image."""
         return self.out_tr(self.features(image).fine)
+
+    def _levels(self, image: Image) -> list[Tensor]:
+        self.check_size(image)
+        found: list[Tensor] = []
+        for name in LEVELS:
+            found.append(self.get_submodule(f"down_tr{name}")(F.max_pool3d(found[-1], 2) if found else image))
+        return found
 
 
 class UpTransition(nn.Module):

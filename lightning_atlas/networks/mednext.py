@@ -6,7 +6,7 @@ from jaxtyping import Float
 from monai.networks.blocks.mednext_block import MedNeXtBlock, MedNeXtDownBlock, MedNeXtOutBlock, MedNeXtUpBlock
 from torch import Tensor, nn
 
-from lightning_atlas.networks.base import Stage
+from lightning_atlas.networks.base import Coarse, Encoding, Stage
 from lightning_atlas.networks.supervised import DeeplySupervised
 from lightning_atlas.types import Image, Logits
 
@@ -15,7 +15,7 @@ LEVELS = 4
 """How often the grid is halved; the published names count these levels."""
 
 
-class MedNeXt(DeeplySupervised):
+class MedNeXt(DeeplySupervised, Encoding):
     """Five levels of ConvNeXt blocks: a depthwise convolution, then two linear layers across channels, and a skip.
 
     | size | expansions | depths |
@@ -64,6 +64,7 @@ class MedNeXt(DeeplySupervised):
             )
         self.deep_supervision = deep_supervision
         widths = [features * 2**level for level in range(LEVELS + 1)]
+        self.coarse_features = widths[-1]
         self.stem = nn.Conv3d(in_channels, features, kernel_size=1)
         for level in range(LEVELS):
             self.add_module(f"enc_block_{level}", _blocks(widths[level], expansions[level], kernel_size, depths[level]))
@@ -95,16 +96,24 @@ class MedNeXt(DeeplySupervised):
         levels = range(LEVELS, 0, -1) if self.deep_supervision else ()
         return [f"out_{level}.conv_out" for level in levels]
 
-    def forward(self, image: Image) -> Logits | Outputs:
-        """Return logits on the grid of the image; in training with deep supervision a list, the finest first."""
+    def encoded(self, image: Image) -> Coarse:
+        """Return the features of the deepest level."""
+        return self._levels(image)[-1]
+
+    def _levels(self, image: Image) -> list[Tensor]:
         self.check_size(image)
-        part = self.get_submodule
-        skips: list[Tensor] = []
+        found: list[Tensor] = []
         features = self.stem(image)
         for level in range(LEVELS):
-            skips.append(part(f"enc_block_{level}")(features))
-            features = part(f"down_{level}")(skips[level])
-        found = [self.bottleneck(features)]
+            found.append(self.get_submodule(f"enc_block_{level}")(features))
+            features = self.get_submodule(f"down_{level}")(found[level])
+        return [*found, self.bottleneck(features)]
+
+    def forward(self, image: Image) -> Logits | Outputs:
+        """Return logits on the grid of the image; in training with deep supervision a list, the finest first."""
+        part = self.get_submodule
+        *skips, deepest = self._levels(image)
+        found = [deepest]
         for level in reversed(range(LEVELS)):
             found.insert(0, part(f"dec_block_{level}")(skips[level] + part(f"up_{level}")(found[0])))
         if not self.deep_supervision:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lightning_atlas.networks.base import Stage
+from lightning_atlas.networks.base import Coarse, Encoding, Stage
 from lightning_atlas.networks.supervised import DeeplySupervised
 from lightning_atlas.types import Image, Logits
 
@@ -25,7 +25,7 @@ NORMS = {"instance": nn.InstanceNorm3d, "batch": nn.BatchNorm3d}
 ACTIVATIONS = {"leaky_relu": nn.LeakyReLU, "relu": nn.ReLU}
 
 
-class NnUNet(DeeplySupervised):
+class NnUNet(DeeplySupervised, Encoding):
     """The U-Nets that nnU-Net v2 plans: plain, or with a residual encoder (ResEnc M, L, XL); same keys, same results.
 
     Source: Isensee et al., "nnU-Net: a self-configuring method for deep learning-based biomedical image segmentation",
@@ -75,6 +75,7 @@ class NnUNet(DeeplySupervised):
         self.decoder.add_outputs(features, out_channels, deep_supervision)
         self.deep_supervision = deep_supervision
         self.size_multiple = _multiple(steps)
+        self.coarse_features = features[-1]
         self.apply(_initialise)
 
     def stages(self) -> list[Stage]:
@@ -91,6 +92,11 @@ class NnUNet(DeeplySupervised):
     def coarser_outputs(self) -> list[str]:
         """Return the layers that give the outputs of coarser levels."""
         return [f"decoder.seg_layers.{name}" for name in list(self.decoder.seg_layers)[:-1]]
+
+    def encoded(self, image: Image) -> Coarse:
+        """Return the features of the deepest stage."""
+        self.check_size(image)
+        return self.encoder(image)[-1]
 
     def forward(self, image: Image) -> Logits | Outputs:
         """Return logits on the grid of the image; in training with deep supervision a list, the finest first."""

@@ -9,7 +9,7 @@ from monai.networks.nets.resnet import ResNet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_atlas.networks.base import Backbone, Features, Stage
+from lightning_atlas.networks.base import Backbone, Coarse, Features, Stage
 from lightning_atlas.types import Image, Logits
 
 DEPTHS = {
@@ -103,6 +103,11 @@ class ResNetUNet(Backbone):
                 "ResNetUNet halves the grid five times, and batch norm cannot learn from the single voxel that is left "
                 "of 32 x 32 x 32: set one side of the patches to 64 or more, or take two patches a batch"
             )
+
+    def encoded(self, image: Image) -> Coarse:
+        """Return the feature maps of the last layer of the encoder."""
+        self.check_size(image)
+        return self.encoder(image)[-1]
 
     def features(self, image: Image) -> Features:
         """Return the feature maps of the last layer of the encoder and of the last level up."""

@@ -2,11 +2,11 @@
 
 from monai.networks.nets.segresnet import SegResNet as MonaiSegResNet
 
-from lightning_atlas.networks.base import Network, Stage
+from lightning_atlas.networks.base import Coarse, Encoding, Stage
 from lightning_atlas.types import Image, Logits
 
 
-class SegResNet(Network, MonaiSegResNet):
+class SegResNet(Encoding, MonaiSegResNet):
     """Residual encoder and a light decoder, as in MONAI, with the same state-dict keys.
 
     Source: Myronenko, "3D MRI brain tumor segmentation using autoencoder regularization", 2018,
@@ -49,6 +49,7 @@ class SegResNet(Network, MonaiSegResNet):
             blocks_up=blocks_up,
         )
         self.size_multiple = 2 ** (len(blocks_down) - 1)
+        self.coarse_features = init_filters * 2 ** (len(blocks_down) - 1)
 
     def stages(self) -> list[Stage]:
         """Return a stage per level of the encoder and of the decoder, then the head."""
@@ -58,6 +59,11 @@ class SegResNet(Network, MonaiSegResNet):
         encoder = [Stage(f"encoder.{level}", "encoder", modules) for level, modules in enumerate(down)]
         decoder = [Stage(f"decoder.{level}", "decoder", modules) for level, modules in enumerate(up)]
         return [*encoder, *decoder, Stage("head", "head", ("conv_final",))]
+
+    def encoded(self, image: Image) -> Coarse:
+        """Return the features of the deepest level."""
+        self.check_size(image)
+        return self.encode(image)[0]
 
     def forward(self, x: Image) -> Logits:  # `x`: MONAI's name, so that calls by keyword go on working
         """Return logits on the grid of the image."""

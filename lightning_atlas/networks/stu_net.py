@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_atlas.networks.base import Stage
+from lightning_atlas.networks.base import Coarse, Encoding, Stage
 from lightning_atlas.networks.supervised import DeeplySupervised
 from lightning_atlas.types import Image, Logits
 
@@ -18,7 +18,7 @@ Level = Float[Tensor, "batch level_features level_i level_j level_k"]
 Outputs = list[Float[Tensor, "batch outputs ..."]]
 
 
-class STUNet(DeeplySupervised):
+class STUNet(DeeplySupervised, Encoding):
     """U-Net of residual blocks with instance norm, which grows in depth and width together.
 
     | size | features | depths |
@@ -64,6 +64,7 @@ class STUNet(DeeplySupervised):
         steps = [_sides(each) for each in strides]
         i, j, k = (math.prod(along) for along in zip(*steps, strict=True))
         self.size_multiple = i if i == j == k else (i, j, k)
+        self.coarse_features = features[-1]
         down = zip([in_channels, *features[:-1]], features, steps, depths, strict=True)
         self.conv_blocks_context = nn.ModuleList(_blocks(*level) for level in down)
         self.upsample_layers, self.conv_blocks_localization = nn.ModuleList(), nn.ModuleList()
@@ -89,12 +90,20 @@ class STUNet(DeeplySupervised):
         """Return the layers that give the outputs of coarser levels."""
         return [f"seg_outputs.{name}" for name in list(self.seg_outputs)[:-1]]
 
+    def encoded(self, image: Image) -> Coarse:
+        """Return the features of the deepest level."""
+        return self._levels(image)[-1]
+
+    def _levels(self, image: Image) -> list[Tensor]:
+        self.check_size(image)
+        found = [image]
+        for level in self.conv_blocks_context:
+            found.append(level(found[-1]))
+        return found
+
     def forward(self, image: Image) -> Logits | Outputs:
         """Return logits on the grid of the image; in training with deep supervision a list, the finest first."""
-        self.check_size(image)
-        skips = [image]
-        for level in self.conv_blocks_context:
-            skips.append(level(skips[-1]))
+        skips = self._levels(image)
         found = [skips[-1]]
         for enlarge, blocks, skip in zip(
             self.upsample_layers, self.conv_blocks_localization, skips[-2:0:-1], strict=True

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from monai.networks.nets.swin_unetr import PatchMergingV2, SwinUNETR as MonaiSwinUNETR
 from torch import Tensor
 
-from lightning_atlas.networks.base import Backbone, Features, Stage
+from lightning_atlas.networks.base import Backbone, Coarse, Features, Stage
 from lightning_atlas.types import Image, Logits
 
 Offsets = Sequence[tuple[int, int, int]]
@@ -35,6 +35,7 @@ class SwinUNETR(Backbone, MonaiSwinUNETR):
     """
 
     size_multiple = 32
+    skip_modules = ("encoder1", "encoder2", "encoder3", "encoder4")
 
     def __init__(
         self,
@@ -59,18 +60,17 @@ class SwinUNETR(Backbone, MonaiSwinUNETR):
         self.fine_features, self.coarse_features = feature_size, 16 * feature_size
 
     def stages(self) -> list[Stage]:
-        """Return patch embedding, transformer levels, the blocks beside them, decoder levels, and the head."""
-        before = [f"swinViT.layers{level}c.0" if self.swinViT.use_v2 else None for level in range(1, 5)]
-        swin = [tuple(filter(None, (name, f"swinViT.layers{level}.0"))) for level, name in enumerate(before, start=1)]
-        blocks = [(f"encoder{number}",) for number in (1, 2, 3, 4, 10)]
-        up = [(f"decoder{number}",) for number in (5, 4, 3, 2, 1)]
-        return [
-            Stage("encoder.embedding", "encoder", ("swinViT.patch_embed",)),
-            *(Stage(f"encoder.swin.{level}", "encoder", modules) for level, modules in enumerate(swin)),
-            *(Stage(f"encoder.block.{level}", "encoder", modules) for level, modules in enumerate(blocks)),
-            *(Stage(f"decoder.{level}", "decoder", modules) for level, modules in enumerate(up)),
-            Stage("head", "head", ("out",)),
-        ]
+        """Return a stage per level of the transformer and of the decoder, then the head.
+
+        A block on a skip belongs to the level whose output it reads; that of the image itself to the first.
+        """
+        before = [(f"swinViT.layers{level}c.0",) if self.swinViT.use_v2 else () for level in range(1, 5)]
+        beside = [("encoder3",), ("encoder4",), (), ("encoder10",)]
+        deeper = [(*before[n], f"swinViT.layers{n + 1}.0", *beside[n]) for n in range(4)]
+        down = [("swinViT.patch_embed", "encoder1", "encoder2"), *deeper]
+        encoder = [Stage(f"encoder.{level}", "encoder", modules) for level, modules in enumerate(down)]
+        decoder = [Stage(f"decoder.{level}", "decoder", (f"decoder{5 - level}",)) for level in range(5)]
+        return [*encoder, *decoder, Stage("head", "head", ("out",))]
 
     def conventions(self) -> dict[str, str]:
         """Return the order of patch merging."""
@@ -88,6 +88,11 @@ class SwinUNETR(Backbone, MonaiSwinUNETR):
                 "SwinUNETR halves the grid five times and normalises over what is left; of 32 x 32 x 32 voxels that is "
                 "a single one: set one side of the patches and of the window to 64 or more"
             )
+
+    def encoded(self, image: Image) -> Coarse:
+        """Return the feature maps of the deepest block."""
+        self.check_size(image)
+        return self.encoder10(self.swinViT(image, self.normalize)[4])
 
     def features(self, image: Image) -> Features:
         """Return the feature maps of the deepest block and of the last level up."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from lightning_atlas.networks.base import Backbone, Network, Stage
+from lightning_atlas.networks.base import Backbone, Coarse, Encoding, Stage
 from lightning_atlas.types import Image, Logits
 
 Voxels = Float[Tensor, "batch hidden voxels"]
@@ -22,7 +22,7 @@ VOXELS_AT_ONCE = 2**16
 """The layers of the classes go over so many voxels at a time: all at once they would need 16 maps for each class."""
 
 
-class UniversalNetwork(Network):
+class UniversalNetwork(Encoding):
     """A backbone whose head is three small layers for each class, written from the class's text features and the image.
 
     Source: Liu et al., "CLIP-Driven Universal Model for Organ Segmentation and Tumor Detection", 2023,
@@ -51,6 +51,8 @@ class UniversalNetwork(Network):
         self.backbone = backbone
         self.size_multiple = backbone.size_multiple
         coarse, fine = backbone.coarse_features, backbone.fine_features
+        self.coarse_features = coarse
+        self.skip_modules = tuple(f"backbone.{name}" for name in backbone.skip_modules)
         self.register_buffer("organ_embedding", torch.randn(out_channels, text_features))
         self.precls_conv = nn.Sequential(_norm(fine), nn.ReLU(inplace=True), nn.Conv3d(fine, HIDDEN, kernel_size=1))
         self.GAP = nn.Sequential(
@@ -85,19 +87,14 @@ class UniversalNetwork(Network):
         if outputs != len(old):
             self.organ_embedding = torch.randn(outputs, old.shape[1], dtype=old.dtype, device=old.device)
 
+    def encoded(self, image: Image) -> Coarse:
+        """Return what lies at the end of the backbone's encoder."""
+        return self.backbone.encoded(image)
+
     def forward(self, image: Image) -> Logits:
         """Return logits on the grid of the image."""
         coarse, fine = self.backbone.features(image)
-        parameters = self._class_parameters(coarse)
-        voxels = self.precls_conv(fine).flatten(2).split(VOXELS_AT_ONCE, dim=2)
-        if torch.is_grad_enabled():
-            apart = [
-                checkpoint(class_layers, part, parameters, use_reentrant=False, preserve_rng_state=False)
-                for part in voxels
-            ]
-        else:
-            apart = [class_layers(part, parameters) for part in voxels]
-        return torch.cat(apart, dim=2).unflatten(2, fine.shape[2:])
+        return class_logits(self.precls_conv(fine), self._class_parameters(coarse))
 
     def _class_parameters(self, coarse: Float[Tensor, "batch coarse i j k"]) -> Parameters:
         text = F.relu(self.text_to_vision(self.organ_embedding))
@@ -105,6 +102,23 @@ class UniversalNetwork(Network):
         both = torch.cat([seen[:, None].expand(-1, len(text), -1), text.expand(len(seen), -1, -1)], dim=2)
         written = self.controller(both.flatten(0, 1)[:, :, None, None, None])
         return written.flatten(1).unflatten(0, (len(seen), len(text)))
+
+
+def class_logits(maps: Float[Tensor, "batch hidden i j k"], parameters: Parameters) -> Logits:
+    """Apply to each case the three layers of each class, part of the voxels at a time.
+
+    Args:
+        maps: What all classes of a case start from.
+        parameters: As `class_layers` takes them.
+    """
+    voxels = maps.flatten(2).split(VOXELS_AT_ONCE, dim=2)
+    if torch.is_grad_enabled():
+        apart = [
+            checkpoint(class_layers, part, parameters, use_reentrant=False, preserve_rng_state=False) for part in voxels
+        ]
+    else:
+        apart = [class_layers(part, parameters) for part in voxels]
+    return torch.cat(apart, dim=2).unflatten(2, maps.shape[2:])
 
 
 def class_layers(features: Voxels, parameters: Parameters) -> Float[Tensor, "batch classes voxels"]:

@@ -4,7 +4,7 @@ Needs nnunetv2 (2.8.1 was used) in an environment of its own; run in the folder 
 
     python tests/networks/make_nnunet_reference.py
 
-It writes tests/networks/nnunet_reference.json and tests/adaptation/nnunet_results, a results folder whose checkpoint
+It writes tests/networks/nnunet_reference.json and tests/intake/nnunet_results, a results folder whose checkpoint
 nnU-Net's own `save_checkpoint` wrote.
 """
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 HERE = Path(__file__).parent
-RESULTS = HERE.parent / "adaptation" / "nnunet_results"
+RESULTS = HERE.parent / "intake" / "nnunet_results"
 
 PLAIN = {
     "features_per_stage": [4, 6, 8],

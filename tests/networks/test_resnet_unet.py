@@ -11,9 +11,9 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
-from lightning_atlas.adaptation import zoo
-from lightning_atlas.adaptation.intake import load_weights
-from lightning_atlas.adaptation.weights import SourceWeights
+from lightning_atlas.intake import zoo
+from lightning_atlas.intake.loading import load_weights
+from lightning_atlas.intake.weights import SourceWeights
 from lightning_atlas.networks import Network, ResNetUNet
 from lightning_atlas.networks.base import check_stages
 

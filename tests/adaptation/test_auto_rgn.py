@@ -1,0 +1,41 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_atlas.adaptation.auto_rgn import AutoRGN, relative_gradient_norms
+from lightning_atlas.networks import UNet
+
+
+def parameter(value, gradient):
+    made = nn.Parameter(torch.tensor(value))
+    made.grad = torch.tensor(gradient)
+    return made
+
+
+def test_the_norm_of_the_gradient_is_taken_relative_to_that_of_the_tensor():
+    found = relative_gradient_norms({"a": parameter([3.0, 4.0], [0.0, 2.0]), "b": parameter([1.0], [-3.0])})
+    assert found == pytest.approx({"a": 2 / 5, "b": 3.0})
+
+
+def test_a_tensor_of_zeros_has_no_relative_norm_and_an_overflow_measures_nothing():
+    assert relative_gradient_norms({"a": parameter([0.0], [1.0]), "b": parameter([1.0], [1.0])}) == {"b": 1.0}
+    assert relative_gradient_norms({"a": parameter([1.0], [math.inf]), "b": parameter([1.0], [1.0])}) == {}
+    assert relative_gradient_norms({}) == {}
+
+
+def test_normalisation_of_the_source_is_held_that_of_fresh_stages_is_not():
+    network = UNet(features=(4, 8))
+    norms = {name for name, each in network.named_parameters() if ".N." in name}
+    held = AutoRGN().holds(network, set())
+    assert held == norms
+    assert held
+    fresh = {stage.name for stage in network.stages() if stage.part == "decoder"}
+    assert AutoRGN().holds(network, fresh) == {name for name in norms if name.startswith("encoder")}
+
+
+def test_what_was_not_measured_has_the_full_rate():
+    assert AutoRGN().factor("encoder.0.weight") == 1.0
+    with pytest.raises(ValueError, match="batches of AutoRGN is 0"):
+        AutoRGN(0)
