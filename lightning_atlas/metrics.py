@@ -38,6 +38,9 @@ class DiceResult:
         self.predicted_ml = predicted_ml
         self.false_positive_ml = false_positive_ml
 
+    headline = "dice"
+    """Name of the score that `mean` is."""
+
     def per_class(self) -> Float[Tensor, " classes"]:
         """Return each class's mean over the cases that have it; NaN if none has."""
         return self.dice.nanmean(0)
@@ -46,6 +49,11 @@ class DiceResult:
     def mean(self) -> float:
         """Return the mean over cases, then classes; NaN if no case has any."""
         return self.per_class().nanmean().item()
+
+    def scores(self, classes: Sequence[str]) -> dict[str, float]:
+        """Return the scores as they are logged: `dice`, and `dice/CLASS` for each class."""
+        each = zip(classes, self.per_class().tolist(), strict=True)
+        return {"dice": self.mean, **{f"dice/{name}": value for name, value in each}}
 
     @property
     def n(self) -> Integer[Tensor, " classes"]:

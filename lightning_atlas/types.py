@@ -37,6 +37,16 @@ class Prediction(NamedTuple):
     inside: Bool[Tensor, "batch rows classes"]
 
 
+class ScanPrediction(NamedTuple):
+    """What is predicted of whole scans.
+
+    Args:
+        values: A probability for each class or label, or numbers in the targets' own units.
+    """
+
+    values: Float[Tensor, "batch outputs"]
+
+
 class Batch(TypedDict):
     """What a data module yields and a module takes; tables are padded with rows that mean *unknown*."""
 
@@ -50,7 +60,8 @@ class Batch(TypedDict):
     index: Integer[Tensor, " batch"]
     """The case's position in its split, by which ranks drop what a sampler had to repeat."""
     subject: list[str]
-    target: NotRequired[Shaped[Tensor, " batch"]]
-    """Class (by number) or value of each whole image, where the data have one."""
+    target: NotRequired[Shaped[Tensor, "batch ..."]]
+    """Of each whole image, where the data say it: the number of its class (-1: not known), or a row of labels (1 or 0)
+    or of values (NaN: not known)."""
     seed: Integer[Tensor, " batch"]
     """Of each sample's random changes, where these are made on the device."""

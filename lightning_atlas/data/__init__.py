@@ -16,6 +16,7 @@ from lightning_atlas.data.sources.manifest import Manifest
 from lightning_atlas.data.sources.mixture import Mixture
 from lightning_atlas.data.sources.splits import PlaneSplit, Splits
 from lightning_atlas.data.sources.write_manifest import write_manifest
+from lightning_atlas.data.targets import Targets
 
 __all__ = [
     "BatchAugmentation",
@@ -38,6 +39,7 @@ __all__ = [
     "SimulatedCohort",
     "Source",
     "Splits",
+    "Targets",
     "read_layout",
     "write_manifest",
 ]

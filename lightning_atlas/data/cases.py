@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from lightning_atlas.data.variation import Variation
 
@@ -100,9 +100,10 @@ class Case:
         patient: Whose scan it is; the subject by default.
         dataset: Of which dataset it is, for mixing datasets and for tables of results.
         vocabulary: What the names mean: a built-in vocabulary or a file; `None` takes each name as anatomy has it.
-        target: Class (by number) or value of the whole scan.
+        target: Class (by number) or value of the whole scan, or name -> label or value.
         boxes: Boxes in voxels (i0, j0, k0, i1, j1, k1, class by number).
         variation: Makes a simulated subject of the scan.
+        fold: Of its patient, where the dataset's authors published folds; from 0.
     """
 
     subject: str
@@ -118,9 +119,10 @@ class Case:
     patient: str | None = None
     dataset: str = ""
     vocabulary: str | None = None
-    target: int | float | None = None
+    target: int | float | Mapping[str, Any] | None = None
     boxes: tuple[tuple[float, ...], ...] = ()
     variation: Variation | None = None
+    fold: int | None = None
 
     def __post_init__(self) -> None:
         if not self.subject or self.subject.startswith(".") or any(each in self.subject for each in '/\\:*?"<>|\n'):

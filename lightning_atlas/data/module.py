@@ -21,7 +21,8 @@ from lightning_atlas.data.adoption import adopt_preprocessing
 from lightning_atlas.data.augmentation.augment import BatchAugmentation
 from lightning_atlas.data.cases import Case, Source, Split
 from lightning_atlas.data.labels.classes import Classes, ClassMap, Table, match_classes
-from lightning_atlas.data.labels.vocabulary import load_vocabulary, meaning
+from lightning_atlas.data.listing import list_cases, shared_channels, taken_for_whole
+from lightning_atlas.data.native import FileReference, ceilings, file_reference
 from lightning_atlas.data.patches import Opened, PatchDataset, Patches, Sample, WholeDataset
 from lightning_atlas.data.pipeline import derive_contract
 from lightning_atlas.data.sampling import AtlasSampler, PatchLoader, ShareSampler, collate
@@ -29,8 +30,8 @@ from lightning_atlas.data.seen import described, measured, united
 from lightning_atlas.data.sources.splits import PlaneSplit, Splits
 from lightning_atlas.data.store.keys import store_root
 from lightning_atlas.data.store.prepare import open_store, prepare_all
-from lightning_atlas.data.store.reading import read_case
 from lightning_atlas.data.store.restore import to_file_grid
+from lightning_atlas.data.targets import Targets
 from lightning_atlas.types import Batch
 
 NOTES = 8
@@ -50,7 +51,8 @@ class ScanDataModule(LightningDataModule):
         source: Lists the scans: `ScanLayout` (a dataset's folder), `Manifest`, `ScanFolder`, `ScanTable`, `Mixture`,
             `EmbeddedScan`, `SimulatedCohort`.
         classes: What the network tells apart: class -> names (or patterns such as `rib_*`) in the dataset, merged.
-            `null` makes each name a class. `Classes` says more: whether they may overlap, which to assume equal.
+            `null` makes each name a class, and with `targets` none. `Classes` says more: whether they may overlap,
+            which to assume equal.
         preprocess: TorchIO transforms that bring every scan to the network's geometry and intensities; done once.
         augment: TorchIO transforms of training patches, or a `BatchAugmentation` on the device.
         patches: What training sees at a time.
@@ -59,6 +61,8 @@ class ScanDataModule(LightningDataModule):
         seed: Another seed gives other patches.
         splits: Divides subjects by patient, where the source does not say how; `PlaneSplit` divides one scan.
         fold: Which of the folds of `splits` is validated on; the others are trained on.
+        targets: What is to be predicted of whole scans, for `Classification`, `MultiLabelClassification` and
+            `Regression`; `null` where voxels are.
     """
 
     def __init__(  # noqa: PLR0913 - each is a line of a recipe
@@ -73,6 +77,7 @@ class ScanDataModule(LightningDataModule):
         seed: int = 0,
         splits: Splits | PlaneSplit | None = None,
         fold: int | None = None,
+        targets: Targets | None = None,
     ) -> None:
         super().__init__()
         self.source = source
@@ -85,36 +90,27 @@ class ScanDataModule(LightningDataModule):
         self.seed = seed
         self.splits = splits
         self.fold = fold
+        self.targets = targets
         self.opened: dict[Split, list[Opened]] = {}
         self.waits = False
+        self.context = 0  # voxels at each face of a patch of which the network says nothing; the module sets it
         self._seen: dict[str, Any] = {}
         self._tables: dict[tuple[str, str | None], Table] = {}
 
     @cached_property
     def cases(self) -> list[Case]:
-        """All cases of the source; no voxel is read.
+        """All cases of the source; no voxel is read, but for labels by which `Splits.shots` chooses.
 
         Raises:
             ValueError: There is none, or a subject stands in two places.
         """
-        cases = self.source.cases()
-        if not cases:
-            raise ValueError(f"{self.source.description}: there are no scans")
-        if self.splits is not None or self.fold is not None:
-            cases = (self.splits or Splits()).assign(cases, self.fold)
-        seen: dict[str, Split] = {}
-        for case in cases:
-            name = case.subject.casefold()
-            if name in seen:
-                raise ValueError(
-                    f"subject {case.subject} stands in {seen[name]} and again in {case.split}; take one out"
-                )
-            seen[name] = case.split
-        return cases
+        return list_cases(self.source, self.splits, self.fold, self.classes)
 
     @cached_property
     def class_map(self) -> ClassMap:
         """The recipe's classes; scans without labels leave them as the recipe has them."""
+        if self.targets is not None and self.classes is None:
+            return ClassMap({})  # what was drawn is of no use then
         datasets = {(case.names, case.vocabulary): None for case in self.cases if case.names}
         if not datasets:
             wanted = self.classes if isinstance(self.classes, Classes) else Classes(self.classes)
@@ -134,24 +130,14 @@ class ScanDataModule(LightningDataModule):
     @cached_property
     def _stated(self) -> Contract:
         contract = derive_contract(self.class_map.names, self.modality, self.preprocess, self.augment)
-        return replace(contract, channels=self._channels(), overlapping=not self.class_map.exclusive)
+        contract = replace(contract, channels=shared_channels(self.cases), overlapping=not self.class_map.exclusive)
+        return contract if self.targets is None else self.targets.stated(contract)
 
     @property
     def modality(self) -> str | None:
         """What the source says of all scans, or what all of them say."""
         said = {case.modality for case in self.cases}
         return self.source.modality or (said.pop() if len(said) == 1 else None)
-
-    def _channels(self) -> tuple[str, ...]:
-        """Return the channels, which all scans have; a single one is `image`, whatever a dataset calls it."""
-        first = self.cases[0]
-        for case in self.cases:
-            if case.channels.keys() != first.channels.keys():
-                raise ValueError(
-                    f"{case.subject} has the channels {', '.join(case.channels)}, but {first.subject} has "
-                    f"{', '.join(first.channels)}; take out those that some lack"
-                )
-        return tuple(first.channels) if len(first.channels) > 1 else ("image",)
 
     @property
     def batches_per_epoch(self) -> int:
@@ -164,8 +150,9 @@ class ScanDataModule(LightningDataModule):
         spacing = " x ".join(f"{each:g}" for each in contract.spacing_mm or ()) or "the files' own"
         grid = f"{contract.orientation or 'as stored'}, {spacing} mm"
         patch = "x".join(map(str, self.patches.size))
+        predicted = self.targets.description if self.targets else f"{len(contract.classes)} classes"
         return (
-            f"{self._described_source()}; {len(contract.classes)} classes; {grid}; "
+            f"{self._described_source()}; {predicted}; {grid}; "
             f"patches {patch}, {self.batch_size} a step, {self.patches.per_epoch} an epoch"
         )
 
@@ -196,7 +183,7 @@ class ScanDataModule(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Prepare the scans that the run needs; those that a former run prepared are found again."""
-        _ = self.contract
+        _ = self.contract, self._known
         if not self.waits:
             self._open(self._wanted(None), tell=True)
 
@@ -208,6 +195,8 @@ class ScanDataModule(LightningDataModule):
             self.opened[split] = self._open((split,))
         if "train" in self.opened:
             self._seen = united(measured(each.prepared, self._stated) for each in self.opened["train"])
+            if self.targets is not None:
+                self._seen["seen_values"] = self.targets.scale([self._known[each] for each in self.subjects("train")])
 
     def described(self, split: Split) -> dict[str, Contract]:
         """Return each scan of a split in the words of a contract, its own values in the place of what training saw."""
@@ -221,9 +210,10 @@ class ScanDataModule(LightningDataModule):
         """Return patches; after a resume they go on where they stopped."""
         cases = self._split("train")
         if isinstance(self.augment, BatchAugmentation):
-            dataset = PatchDataset(cases, self.patches, seed=self.seed, cut=self.augment.margin_of)
+            cut = self.augment.margin_of
+            dataset = PatchDataset(cases, self.patches, seed=self.seed, cut=cut, context=self.context)
         else:
-            dataset = PatchDataset(cases, self.patches, self.augment, self.seed)
+            dataset = PatchDataset(cases, self.patches, self.augment, self.seed, context=self.context)
         rank, ranks = self._rank()
         epoch, start = self._position()
         sampler = AtlasSampler(dataset, self.batch_size, rank, ranks, epoch, start)
@@ -232,7 +222,7 @@ class ScanDataModule(LightningDataModule):
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Augment training batches on the device, where the recipe says so."""
         if isinstance(self.augment, BatchAugmentation) and self.trainer is not None and self.trainer.training:
-            return self.augment(batch, self.patches.size, side_pairs(self.contract.classes))
+            return self.augment(batch, self.patches.size, side_pairs(self.class_map.names))
         return batch
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
@@ -283,23 +273,24 @@ class ScanDataModule(LightningDataModule):
         dtype = torch.uint8 if most < 2**8 else torch.int16 if most < 2**15 else torch.int32
         return tio.LabelMap(tensor=values.to(dtype)[None], affine=np.array(case.prepared.file_affine))
 
+    def reference(self, subject: str) -> FileReference:
+        """Return what was drawn on a subject, on the grid of its own file."""
+        case = next(case for case in self.cases if case.subject == subject)
+        return file_reference(case, self._find(subject))
+
+    def patients(self, split: Split) -> list[str]:
+        """Return whose scan each of a split's cases is, in the order of their `index`."""
+        if split == "predict":
+            split = self._predicted
+        return [case.patient or case.subject for case in self.cases if case.split == split]
+
     def ceiling(self, split: Split, most: int = 8) -> dict[str, float]:
         """Return each class's Dice of the reference itself, sent to the network's grid and back: what the grid loses.
 
         The mean is over those of the first `most` cases that have the class drawn and present; NaN where there is none.
         """
-        scores: dict[str, list[float]] = {name: [] for name in self.class_map.names}
         cases = {case.subject: case for case in self.cases}
-        for opened in self._split(split)[:most]:
-            reference = torch.from_numpy(read_case(cases[opened.subject])[1].rows.astype(np.int64))
-            back = to_file_grid(torch.from_numpy(opened.prepared.label().astype(np.int64)), opened.prepared)
-            for number, name in enumerate(self.class_map.names):
-                inside = torch.from_numpy(opened.table.states[:, number] == 1)
-                drawn = torch.from_numpy(opened.table.drawn[:, number])[reference]
-                ours, theirs = inside[reference] & drawn, inside[back] & drawn
-                if ours.any():
-                    scores[name].append(2 * float((ours & theirs).sum()) / float(ours.sum() + theirs.sum()))
-        return {name: float(np.mean(values)) if values else float("nan") for name, values in scores.items()}
+        return ceilings(((cases[each.subject], each) for each in self._split(split)[:most]), self.class_map.names)
 
     def _wanted(self, stage: str | None) -> tuple[Split, ...]:
         stage = stage or (self.trainer.state.fn.value if self.trainer and self.trainer.state.fn else None)
@@ -325,25 +316,17 @@ class ScanDataModule(LightningDataModule):
             notes = [note for folder, _ in found for note in open_store(folder).notes]
             for note in [*notes[:NOTES], *([f"{len(notes) - NOTES} more notes"] if len(notes) > NOTES else [])]:
                 print(f"note: {note}")
-            for note in self._taken_for_whole():
+            for note in taken_for_whole(self.cases, self.class_map):
                 print(f"note: {note}")
         return opened
 
-    def _taken_for_whole(self) -> list[str]:
-        """Return a line for each name that the recipe takes for more than its dataset means by it."""
-        told = []
-        for names, vocabulary in {(case.names, case.vocabulary): None for case in self.cases}:
-            loaded = None if vocabulary is None else load_vocabulary(vocabulary)
-            for name in names:
-                part, taken = meaning(name, loaded).part_of, self.class_map.meaning(name, vocabulary).part_of
-                if part and not taken:
-                    told.append(
-                        f"classes: {name} of {vocabulary}, a part of {part}, is taken for all of it (assume_equal)"
-                    )
-        return told
-
     def _opened(self, case: Case, folder: Path) -> Opened:
-        return Opened(case.subject, folder, self.class_map, case.vocabulary, case.dataset, case.target, self._tables)
+        target = case.target if self.targets is None else self._known[case.subject]
+        return Opened(case.subject, folder, self.class_map, case.vocabulary, case.dataset, target, self._tables)
+
+    @cached_property
+    def _known(self) -> dict[str, Tensor]:
+        return {} if self.targets is None else self.targets.of(self.cases)
 
     def _split(self, split: Split) -> list[Opened]:
         if split not in self.opened:

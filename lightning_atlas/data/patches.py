@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ class Sample(TypedDict):
     index: int
     subject: str
     seed: int
-    target: NotRequired[int | float]
+    target: NotRequired[int | float | Tensor]
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Opened:
         classes: Of the recipe.
         vocabulary: What the case's own names mean.
         dataset: Of which dataset it is.
-        target: Class or value of the whole scan.
+        target: Of the whole scan, as in `Batch`.
         tables: Tables made so far; cases of one dataset often share one.
     """
 
@@ -58,7 +58,7 @@ class Opened:
     classes: ClassMap
     vocabulary: str | None
     dataset: str
-    target: int | float | None
+    target: int | float | Mapping[str, Any] | Tensor | None
     tables: dict[tuple[str, str | None], Table]
 
     @property
@@ -107,7 +107,7 @@ class Opened:
             "subject": self.subject,
             "seed": seed,
         }
-        if self.target is not None:
+        if isinstance(self.target, int | float | Tensor):  # a source's own table of names is for `Targets` to read
             sample["target"] = self.target
         return sample
 
@@ -161,6 +161,7 @@ class PatchDataset(Dataset[Sample]):
         seed: Another seed gives other patches.
         cut: Tells how many voxels a sample (by its seed, the patch's size and the spacing) needs, where a transform on
             the device crops them later.
+        context: Voxels at each face of a patch of which the network says nothing; they may lie outside the scan.
     """
 
     def __init__(
@@ -170,12 +171,14 @@ class PatchDataset(Dataset[Sample]):
         augment: Sequence[Transform] = (),
         seed: int = 0,
         cut: Cut | None = None,
+        context: int = 0,
     ) -> None:
         self.cases = list(cases)
         self.patches = patches
         self.augment = Compose(augment) if augment else None
         self.seed = seed
         self.cut = cut
+        self.inner = np.maximum(np.array(patches.size) - 2 * context, 1)
         self.crops_here = cut is None and any(patches.margin)
         if strange := sorted(set(patches.shares or ()) ^ {case.dataset for case in cases} if patches.shares else ()):
             raise ValueError(
@@ -247,8 +250,8 @@ class PatchDataset(Dataset[Sample]):
     def _start(
         self, case: Opened, centre: Integer[np.ndarray, "3"], size: tuple[int, int, int]
     ) -> Integer[np.ndarray, "3"]:
-        """Return where to cut: the patch itself lies inside the scan; what a transform needs around it may not."""
-        inner, shape = np.array(self.patches.size), np.array(case.prepared.shape)
+        """Return where to cut: what a network speaks of lies inside the scan; what is needed around it may not."""
+        inner, shape = self.inner, np.array(case.prepared.shape)
         free = shape - inner
         inside = np.clip(centre - inner // 2, 0, np.maximum(free, 0))
         return np.where(free >= 0, inside, free // 2) - (np.array(size) - inner) // 2
@@ -256,7 +259,7 @@ class PatchDataset(Dataset[Sample]):
     def _centre(self, case: Opened, random: np.random.Generator, chosen: int | None) -> Integer[np.ndarray, "3"]:
         centre = self._place(case, random, chosen)
         if self.patches.jitter:
-            reach = self.patches.jitter * np.array(self.patches.size) / 2
+            reach = self.patches.jitter * self.inner / 2
             centre = centre + np.trunc(random.uniform(-reach, reach)).astype(np.int64)
         return centre
 

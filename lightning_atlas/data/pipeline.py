@@ -189,12 +189,15 @@ def _spacing(target: object) -> tuple[float, float, float] | None:
 
 def _intensities(preprocess: Sequence[Transform]) -> dict[str, Any]:
     told: dict[str, Any] = {}
-    clamped: tuple[object, object] = (None, None)
+    clamped: tuple[float | None, float | None] = (None, None)
     for transform in flat(preprocess):
         if isinstance(transform, Clamp):
-            clamped = (transform.out_min, transform.out_max)
+            low, high = clamped = (transform.out_min, transform.out_max)
             if told.get("normalization") == "linear" and clamped == told["range"]:
                 told["normalization"] = "window"
+            elif not told and low is not None and high is not None:  # in the file's own units
+                ends = (float(low), float(high))
+                told = {"normalization": "window", "window": ends, "range": ends}
         elif isinstance(transform, RescaleIntensity):
             told = _rescaling(transform, clamped)
         elif isinstance(transform, ZNormalization):

@@ -91,7 +91,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         "seed": torch.tensor([sample["seed"] for sample in samples]),
     }
     if all("target" in sample for sample in samples):
-        batch["target"] = torch.tensor([sample.get("target") for sample in samples])
+        batch["target"] = torch.stack([torch.as_tensor(sample.get("target")) for sample in samples])
     return batch
 
 

@@ -5,13 +5,50 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from lightning_atlas.contract import Contract
+from lightning_atlas.networks.base import Network
 from lightning_atlas.types import Batch
 
 Split = Literal["val", "test"]
+FITTING = {
+    "voxels": "Segmentation",
+    "class": "Classification",
+    "labels": "MultiLabelClassification",
+    "values": "Regression",
+}
+"""What the data give -> the task for it."""
 
 
 class Task(nn.Module):
     """Says what is learned from a batch and how it is scored; a module says how one learns."""
+
+    predicts = "voxels"
+    """What is predicted, in the words of a contract."""
+
+    def adapted(self, network: Network) -> Network:
+        """Return the network with which the task is done: the same, or another that holds it."""
+        return network
+
+    def agree(self, contract: Contract) -> None:
+        """Take from a contract what decoding needs; called before `setup`, and again where a checkpoint says more.
+
+        Raises:
+            ValueError: The data are for another task.
+        """
+        if contract.predicts == self.predicts:
+            return
+        name, fitting = type(self).__name__, FITTING[contract.predicts]
+        if self.predicts == "voxels":
+            raise ValueError(
+                f"the data give the {contract.predicts} of whole scans (data.init_args.targets), but {name} predicts "
+                f"voxels: set model.init_args.task.class_path: {fitting}, or data.init_args.targets: null"
+            )
+        given = "labels of voxels" if contract.predicts == "voxels" else f"kind: {contract.predicts}"
+        raise ValueError(
+            f"{name} predicts the {self.predicts} of whole scans, and the data give {given}: set data.init_args.targets"
+            f": {{class_path: Targets, init_args: {{kind: {self.predicts}, names: ..., table: FILE.csv}}}}, "
+            f"or model.init_args.task.class_path: {fitting}"
+        )
 
     def outputs(self, classes: Sequence[str]) -> int:
         """Return the number of outputs that the network needs for these classes."""

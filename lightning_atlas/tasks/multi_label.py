@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightning_atlas.inference import SlidingWindow
 from lightning_atlas.losses import Losses, sigmoid_losses
-from lightning_atlas.tasks.voxels import VoxelTask, smallest_integer
+from lightning_atlas.tasks.voxels import Probabilities, VoxelTask, smallest_integer
 from lightning_atlas.types import Batch, Label, Logits, Prediction
 
 BITS = 32
@@ -55,6 +55,10 @@ class MultiLabelSegmentation(VoxelTask):
     def terms(self, logits: Logits, label: Label, batch: Batch) -> Losses:
         """Return the binary cross-entropy, the Dice loss and the exclusion loss of each case."""
         return sigmoid_losses(logits, label, batch["states"], batch["drawn"])
+
+    def probabilities(self, logits: Logits) -> Probabilities:
+        """Return the probability of each class in each voxel."""
+        return logits.sigmoid()
 
     def decode(self, logits: Logits) -> Prediction:
         """Return the classes whose probability is above the threshold: a row for each combination that occurs."""

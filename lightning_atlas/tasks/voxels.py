@@ -17,6 +17,8 @@ from lightning_atlas.types import Batch, Image, Label, Logits, Prediction
 
 Outputs = Sequence[Float[Tensor, "batch outputs _ _ _"]]
 """Logits from the finest grid to the coarsest."""
+Probabilities = Float[Tensor, "batch classes i j k"]
+"""Of each class in each voxel, without the background's."""
 
 
 class VoxelTask(Task):
@@ -72,6 +74,10 @@ class VoxelTask(Task):
             label: At the same resolution.
             batch: Has the tables.
         """
+        raise NotImplementedError
+
+    def probabilities(self, logits: Logits) -> Probabilities:
+        """Return the probability of each class in each voxel, without the background's."""
         raise NotImplementedError
 
     def loss(self, logits: Logits | Outputs, batch: Batch) -> dict[str, Float[Tensor, ""]]:

@@ -15,13 +15,13 @@ from torchio.transforms import (
     ZNormalization,
 )
 
-from lightning_atlas.adaptation.zoo import entries
 from lightning_atlas.cli.recipes import recipes_folder
 from lightning_atlas.contract import PREPROCESSED, Contract, differences
 from lightning_atlas.data.adoption import adopt_preprocessing, expected_of
 from lightning_atlas.data.air import RescaleAboveAir
 from lightning_atlas.data.pipeline import derive_contract
 from lightning_atlas.data.store.keys import settings
+from lightning_atlas.intake.zoo import entries
 
 STARTER = entries()["starter_abdomen_ct"].contract
 WEIGHTS = Contract(

@@ -127,3 +127,20 @@ def test_smaller_patches_of_a_batch_get_a_rim_and_stay_where_they_were(spine):
         assert torch.allclose(corner, inner["affine"][:, 3], atol=1e-4)
     assert (batch["label"][0][:2] == 0).all()
     assert (batch["image"][0][:, :2] == plain[0, 0]["image"].min()).all()
+
+
+def test_what_a_network_speaks_of_lies_in_the_scan_and_its_surroundings_may_not(spine):
+    """A context of 20 voxels at each face: the inner 12 reach every voxel of the scan, as small patches would."""
+    cases = opened(spine(EmbeddedScan("spine_mr", "train")))
+    small = PatchDataset(cases, Patches((12, 12, 12), per_epoch=60, foreground=0.3))
+    large = PatchDataset(cases, Patches((52, 52, 52), per_epoch=60, foreground=0.3), context=20)
+    inner = (slice(20, 32),) * 3
+    outside = 0
+    for index in range(60):
+        own, wide = small[0, index], large[0, index]
+        assert torch.equal(wide["image"][:, *inner], own["image"])
+        assert torch.equal(wide["label"][inner], own["label"])
+        corner = wide["affine"] @ torch.tensor([20.0, 20.0, 20.0, 1.0])
+        assert torch.allclose(corner, own["affine"][:, 3], atol=1e-4)
+        outside += bool((wide["label"] == 0).any())
+    assert outside > 30

@@ -46,6 +46,8 @@ def test_transforms_inside_a_composition_count():
         ([Clamp(-100, 240), RescaleIntensity((-1, 1), in_min_max=(-160, 240))], "linear", (-160.0, 240.0)),
         ([RescaleIntensity((-1, 1), in_min_max=(-160, 240)), Clamp(-1, 1)], "window", (-160.0, 240.0)),
         ([RescaleIntensity((0, 1), percentiles=(0.5, 99.5))], "percentiles", (0.5, 99.5)),
+        ([Clamp(-500, 400)], "window", (-500.0, 400.0)),
+        ([Clamp(-500, 400), ZNormalization()], "z-score", None),
         ([ZNormalization()], "z-score", None),
         ([], None, None),
     ],
@@ -53,6 +55,11 @@ def test_transforms_inside_a_composition_count():
 def test_normalization_says_whether_the_window_clips(transforms, normalization, window):
     found = contract(transforms)
     assert (found.normalization, found.window) == (normalization, window)
+
+
+def test_a_window_alone_keeps_the_units_of_the_file():
+    assert contract([Clamp(-500, 400)]).range == (-500.0, 400.0)
+    assert contract([*WINDOW, Clamp(0, 1)]).window == (-160.0, 240.0)
 
 
 def test_spacing_is_not_told_where_turning_comes_after_it():

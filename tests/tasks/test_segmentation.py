@@ -128,3 +128,14 @@ def test_a_recipe_can_name_it():
     assert isinstance(task, Segmentation)
     assert task.window.patch == (64, 64, 16)
     assert task.weights == {"cross_entropy": 1.0, "dice": 0.5, "marginal_dice": 0.0}
+
+
+def test_a_class_needs_a_probability_above_the_threshold():
+    logits = torch.randn(2, 4, 5, 6, 7) * 2
+    likely = logits.softmax(1)
+    expected = torch.where(likely[:, 1:].amax(1) > 0.5, likely[:, 1:].argmax(1) + 1, 0)
+    rows = Segmentation(SlidingWindow(), threshold=0.5).decode(logits).rows
+    assert torch.equal(rows.long(), expected)
+    assert (rows != Segmentation(SlidingWindow()).decode(logits).rows).any()
+    with pytest.raises(ValueError, match=r"threshold is a probability from 0 to below 1, found 1\.0"):
+        Segmentation(SlidingWindow(), threshold=1.0)

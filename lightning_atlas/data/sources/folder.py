@@ -3,11 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from lightning_atlas.data.cases import Case, DrawnOn, Source
 from lightning_atlas.data.labels.vocabulary import load_vocabulary
 from lightning_atlas.data.sources.layouts import LayoutResult, read_layout
 from lightning_atlas.data.sources.layouts.listing import by_channel, scans
+from lightning_atlas.data.sources.lists import listed, of_patients
 from lightning_atlas.data.sources.manifest import present, read_manifest
 from lightning_atlas.data.sources.splits import Splits
 from lightning_atlas.data.sources.tables import read_rows
@@ -19,12 +21,14 @@ class ScanFolder(Source):
     Args:
         images: Folder of scans (.nii .nii.gz .nrrd .mha .mhd .png .jpg, or folders of DICOM files); a scan of several
             channels is one file for each, with `_0000`, `_0001` behind its name.
-        labels: Folder of labels; `null` for scans to predict on.
+        labels: Folder of labels; `null` for scans without.
         values: Name of each structure and its value in the label files.
         modality: `CT`, `MR` or another short name.
         val_share: Share of the subjects for validation.
         test_share: Share of the subjects for testing.
         seed: Another seed splits otherwise.
+        unlabelled: What scans without labels are for: to `predict` on, or to learn from (`train`), where a table says
+            something of whole scans; these are divided like labelled ones.
     """
 
     def __init__(
@@ -36,6 +40,7 @@ class ScanFolder(Source):
         val_share: float = 0.2,
         test_share: float = 0.2,
         seed: int = 0,
+        unlabelled: Literal["predict", "train"] = "predict",
     ) -> None:
         if labels is not None and not values:
             raise ValueError(f"labels in {labels} need names: values: {{liver: 1, spleen: 2}}")
@@ -43,6 +48,7 @@ class ScanFolder(Source):
         self.values = values or {}
         self.modality = modality
         self.splits = Splits(val_share, test_share, seed=seed)
+        self.unlabelled: Literal["predict", "train"] = unlabelled
 
     def cases(self) -> list[Case]:
         """Return the scans in the order of their names, each with its label.
@@ -54,7 +60,8 @@ class ScanFolder(Source):
         found = LayoutResult("pair")
         subjects = by_channel(scans(self.images), labels)
         if self.labels is None:
-            return [Case(name, "predict", image, modality=self.modality) for name, image in subjects.items()]
+            cases = [Case(name, self.unlabelled, image, modality=self.modality) for name, image in subjects.items()]
+            return self.splits.assign(cases) if self.unlabelled == "train" else cases
         found.add_pairs(subjects, labels, "train", values=self.values, modality=self.modality)
         return self.splits.assign(sound(found))
 
@@ -115,15 +122,19 @@ class ScanLayout(Source):
     Args:
         path: The folder, or the file that lists it.
         layout: `abdomenatlas`, `totalsegmentator`, `nnunet`, `decathlon`, `dataset.json`, `bids`, `pair`, `slicer`,
-            `imagefolder`, `coco` or `manifest`; `null` guesses it and says so.
+            `flat`, `saros`, `imagefolder`, `coco` or `manifest`; `null` guesses it and says so.
         modality: `CT`, `MR` or another short name, where the layout does not say it.
         aliases: Name in the files -> name to read it as.
         vocabulary: What the names mean: a built-in vocabulary or a file.
         drawn_on: Where somebody drew, if not everywhere.
         values: Name -> value of label maps whose names stand nowhere; by default the vocabulary's.
+        lists: Split (`train`, `val`, `test`) -> text file with a subject a line, as publications have them; cases on
+            none of them are left out.
+        patient: Where a patient has several scans, a pattern (regular expression) whose one group, in the subject's
+            name, is the patient: `(P[0-9]+)_.*`.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each is a line of a recipe
         self,
         path: Path,
         layout: str | None = None,
@@ -132,8 +143,12 @@ class ScanLayout(Source):
         vocabulary: str | None = None,
         drawn_on: list[DrawnOn] | None = None,
         values: dict[str, int] | None = None,
+        lists: dict[str, Path] | None = None,
+        patient: str | None = None,
     ) -> None:
         self.path = Path(path)
+        self.lists = dict(lists or {})
+        self.patient = patient
         self.layout = layout
         self.modality = modality
         self.aliases = aliases
@@ -145,10 +160,12 @@ class ScanLayout(Source):
         """Return the cases with what a person should know of them, and the scans that could not become cases.
 
         Raises:
-            ValueError: No layout fits, or several; or a table of the dataset has a fault.
+            ValueError: No layout fits, or several; or a table of the dataset, or a list, has a fault.
         """
         result = read_layout(self.path, self.layout, self.aliases, self.values or self._vocabulary_values())
-        result.cases = [replace(case, **self._told(case)) for case in result.cases]
+        cases = [replace(case, **self._told(case)) for case in result.cases]
+        cases = of_patients(cases, self.patient) if self.patient else cases
+        result.cases = listed(cases, self.lists) if self.lists else cases
         return result
 
     def cases(self) -> list[Case]:

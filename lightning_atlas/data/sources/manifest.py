@@ -18,12 +18,13 @@ As JSON::
 
 Only `subject` and `image` must be there. `image` may be a table of files by channel: `{"T1": ..., "T2": ...}`. What
 stands in a dataset holds for its subjects; a subject may say otherwise. `dataset` may be left out where there is one
-only, `split` where a seed is to divide the patients. Relative paths start at the manifest's folder.
+only, `split` where a seed is to divide the patients; `fold` is the number of a published fold, from 0. Relative paths
+start at the manifest's folder.
 
 As CSV: a line for each subject, with the same names as columns; a channel is a column `image:T1`, a mask a column
-`mask:tumor`; names in `drawn` have `;` between them, as have the numbers in `drawn_planes`, which is short for
-`drawn_on` with `planes`. Other cells that hold more than a word are JSON. What holds for whole datasets stands in a
-JSON file of the same name beside it, with `name` and `datasets` only.
+`mask:tumor`, a label or value of the whole scan a column `target:age`; names in `drawn` have `;` between them, as have
+the numbers in `drawn_planes`, which is short for `drawn_on` with `planes`. Other cells that hold more than a word are
+JSON. What holds for whole datasets stands in a JSON file of the same name beside it, with `name` and `datasets` only.
 """
 
 import json
@@ -39,9 +40,22 @@ from lightning_atlas.data.sources.tables import check_keys, expect, named_values
 
 SETTINGS = ("modality", "vocabulary", "values", "ignore_value", "drawn_on")
 """What a dataset may say for all its subjects."""
-KEYS = ("subject", "patient", "split", "dataset", "image", "label", "masks", "drawn", "target", "boxes", *SETTINGS)
+KEYS = (
+    "subject",
+    "patient",
+    "split",
+    "fold",
+    "dataset",
+    "image",
+    "label",
+    "masks",
+    "drawn",
+    "target",
+    "boxes",
+    *SETTINGS,
+)
 """What may be said of a subject."""
-JSON_CELLS = ("drawn", "target", "ignore_value", "boxes", "values", "drawn_on")
+JSON_CELLS = ("drawn", "fold", "target", "ignore_value", "boxes", "values", "drawn_on")
 BOX_NUMBERS = (6, 7)
 
 Told = Mapping[str, Any]
@@ -155,8 +169,10 @@ def _from_line(path: Path, number: int, row: Mapping[str, str]) -> dict[str, Any
     check_keys([column.partition(":")[0] for column in row], (*KEYS, "mask", "drawn_planes"), place)
     told: dict[str, Any] = {}
     for column, cell in row.items():
-        if cell:
-            key, _, name = column.partition(":")
+        key, _, name = column.partition(":")
+        if name and key == "target":
+            told.setdefault(key, {})[name] = cell or None
+        elif cell:
             value = _cell(key, cell, f"{place}, {column}")
             if name and key in ("image", "mask"):
                 told.setdefault("masks" if key == "mask" else key, {})[name] = value
@@ -209,8 +225,9 @@ def _case(place: str, told: Told, datasets: Mapping[str, Told], folder: Path) ->
             patient=None if patient is None else str(patient),
             dataset=dataset,
             vocabulary=_word(place, settings, "vocabulary"),
-            target=_number(f"{place}, target", told.get("target")),
+            target=_target(f"{place}, target", told.get("target")),
             boxes=tuple(_box(f"{place}, boxes", box) for box in told.get("boxes") or ()),
+            fold=_whole(f"{place}, fold", told.get("fold")),
         )
     except ValueError as error:
         raise error if str(error).startswith(place) else ValueError(f"{place}: {error}") from error
@@ -284,6 +301,12 @@ def _number(place: str, told: object) -> float | int | None:
     if number is not None and not math.isfinite(number):
         raise ValueError(f"{place} is {number}; expected a finite number")
     return number
+
+
+def _target(place: str, told: object) -> float | int | dict[str, Any] | None:
+    if not isinstance(told, Mapping):
+        return _number(place, told)
+    return {str(name): value if isinstance(value, str) else _number(place, value) for name, value in told.items()}
 
 
 def _box(place: str, told: object) -> tuple[float, ...]:

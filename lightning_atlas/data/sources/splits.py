@@ -2,8 +2,9 @@
 
 import hashlib
 import math
+import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -14,9 +15,12 @@ import numpy as np
 
 from lightning_atlas.data.cases import Case, DrawnOn, Split
 from lightning_atlas.data.formats import read_header
+from lightning_atlas.data.sources.covering import covering_order
 
 Patient = tuple[str, str]
 """Dataset and name: two datasets may call two people alike."""
+Holding = Callable[[Sequence[Case]], tuple[Sequence[str], Sequence[frozenset[str]]]]
+"""Cases -> all classes, and those that occur in each of the cases."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +34,13 @@ class Splits:
     Args:
         val_share: Share of the patients for validation, where the dataset declares none.
         test_share: Share of the patients for testing, where the dataset declares none.
-        folds: Number of folds; the patients of the chosen one validate, all others but the test's train.
-        shots: Number of training patients; `null` for all. Those of a smaller number are among those of a larger.
-        seed: Another seed divides otherwise.
+        folds: Number of folds; the patients of the chosen one validate, all others but the test's train. Where a
+            dataset was published with folds, it is those.
+        shots: Number of training patients; `null` for all. Those of a smaller number are among those of a larger, and
+            every class of the recipe occurs in them as soon as it can in so many; for that the label files of all
+            training patients are read, once. An epoch keeps its number of patches, so few patients mean no fewer steps.
+        seed: Another seed divides otherwise, and chooses other `shots`.
+        shots_seed: Another one chooses other `shots` of the same training patients; `null` takes `seed`.
     """
 
     val_share: float = 0.2
@@ -40,6 +48,7 @@ class Splits:
     folds: int = 5
     shots: int | None = None
     seed: int = 0
+    shots_seed: int | None = None
 
     def __post_init__(self) -> None:
         _check_shares(self.val_share, self.test_share)
@@ -52,34 +61,43 @@ class Splits:
     def description(self) -> str:
         """One line for reports."""
         shots = "" if self.shots is None else f", {self.shots} training patients"
+        shots += "" if self.shots_seed is None else f" of seed {self.shots_seed}"
         return f"split by patient (seed {self.seed}{shots})"
 
-    def assign(self, cases: Sequence[Case], fold: int | None = None) -> list[Case]:
+    def assign(self, cases: Sequence[Case], fold: int | None = None, holding: Holding | None = None) -> list[Case]:
         """Return the cases with their splits, without those of training patients beyond `shots`.
 
         Args:
             cases: Cases of any number of datasets.
             fold: The fold that validates, from 0; `None` takes the shares.
+            holding: Says which classes there are, and which of them occur in each case, so that `shots` cover them.
 
         Raises:
-            ValueError: A patient is in two splits, there is no such fold, or there are fewer patients than folds or
-                shots.
+            ValueError: A patient is in two splits, there is no such fold, there are fewer patients than folds or shots,
+                or a class occurs in no training patient.
         """
         check_leaks(cases)
-        if fold is not None and not 0 <= fold < self.folds:
-            raise ValueError(f"there is no fold {fold}; {self.folds} folds are called 0 to {self.folds - 1}")
+        published = {patient_of(case): case.fold for case in cases if case.fold is not None}
+        folds = 1 + max(published.values(), default=self.folds - 1)
+        if fold is not None and not 0 <= fold < folds:
+            raise ValueError(f"there is no fold {fold}; {folds} folds are called 0 to {folds - 1}")
         declared: set[tuple[Patient, Split]] = {
             (patient_of(case), case.split) for case in cases if case.split != "predict"
         }
         times = Counter(patient for patient, _ in declared)  # 2 where a scan is divided by planes, which stays so
         chosen: dict[Patient, Split] = {patient: split for patient, split in declared if times[patient] == 1}
         for dataset in {dataset for dataset, _ in chosen}:
-            self._divide(chosen, [each for each in chosen if each[0] == dataset], fold)
-        if self.shots is not None:
-            training = self._ordered((each for each, split in chosen.items() if split == "train"), "shots")
+            patients = [each for each in chosen if each[0] == dataset]
+            known = {each: published[each] for each in patients if each in published and chosen[each] != "test"}
+            if fold is not None and known:
+                chosen |= {each: "val" if number == fold else "train" for each, number in known.items()}
+            else:
+                self._divide(chosen, patients, fold)
+        if self.shots is not None and chosen:  # nobody is chosen where all scans are to be predicted on
+            training = [each for each, split in chosen.items() if split == "train"]
             if len(training) < self.shots:
                 raise ValueError(f"shots is {self.shots}, but {len(training)} patients are there to train on")
-            for patient in training[self.shots :]:
+            for patient in self._nest(training, cases, holding)[self.shots :]:
                 del chosen[patient]
         fixed = [case.split == "predict" or times[patient_of(case)] > 1 for case in cases]
         return [
@@ -105,9 +123,36 @@ class Splits:
         chosen |= dict.fromkeys(pool, "train")
         chosen |= dict.fromkeys(pool[first:last], "val")
 
-    def _ordered(self, patients: Iterable[Patient], purpose: str) -> list[Patient]:
+    def _nest(self, training: Sequence[Patient], cases: Sequence[Case], holding: Holding | None) -> list[Patient]:
+        """Return the training patients in the order in which `shots` takes them."""
+        order = self._ordered(training, "shots", self.shots_seed)
+        if holding is None or self.shots == len(order):
+            return order
+        theirs = [case for case in cases if patient_of(case) in set(order) and case.split != "predict"]
+        classes, occurring = holding(theirs)
+        held: dict[Patient, frozenset[str]] = dict.fromkeys(order, frozenset())
+        for case, found in zip(theirs, occurring, strict=True):
+            held[patient_of(case)] |= found
+        if nowhere := [name for name in classes if not any(name in found for found in held.values())]:
+            raise ValueError(
+                f"shots: {', '.join(nowhere)} occurs in none of the {len(order)} training patients, so no number of "
+                "them has every class: take it out of data.init_args.classes, or change the seed of the splits"
+            )
+        order, needed = covering_order(order, held)
+        if self.shots is not None and self.shots < needed:
+            here = frozenset().union(*(held[each] for each in order[: self.shots]))
+            warnings.warn(
+                f"shots: {self.shots} training patients have {len(here)} of {len(classes)} classes, not "
+                f"{', '.join(name for name in classes if name not in here)}; it takes {needed} to have them all",
+                stacklevel=2,
+            )
+        return order
+
+    def _ordered(self, patients: Iterable[Patient], purpose: str, seed: int | None = None) -> list[Patient]:
+        chosen = self.seed if seed is None else seed
+
         def rank(patient: Patient) -> bytes:
-            return hashlib.sha256("\0".join((str(self.seed), purpose, *patient)).encode()).digest()
+            return hashlib.sha256("\0".join((str(chosen), purpose, *patient)).encode()).digest()
 
         return sorted(patients, key=rank)
 

@@ -79,7 +79,7 @@ def _told(case: Case, datasets: Mapping[str, Told], folder: Path) -> dict[str, A
     told["label"] = _near(case.label, folder)
     told["masks"] = {name: _mark(mark, folder) for name, mark in case.masks.items()} or None
     told["drawn"] = None if case.drawn is None else list(case.drawn)
-    told["target"] = case.target
+    told["fold"], told["target"] = case.fold, dict(case.target) if isinstance(case.target, Mapping) else case.target
     told["boxes"] = [list(box) for box in case.boxes] or None
     told = {key: value for key, value in told.items() if value is not None}
     for key, own in _settings(case, folder).items():
@@ -107,9 +107,9 @@ def _mark(mark: Mark, folder: Path) -> Any:
 def _row(told: Told) -> dict[str, str]:
     row: dict[str, str] = {}
     for key, value in told.items():
-        if key in ("image", "masks") and isinstance(value, dict):
+        if key in ("image", "masks", "target") and isinstance(value, dict):
             prefix = "mask" if key == "masks" else key
-            row |= {f"{prefix}:{name}": _cell(each) for name, each in value.items()}
+            row |= {f"{prefix}:{name}": "" if each is None else _cell(each) for name, each in value.items()}
         elif key == "drawn" and value and all(re.fullmatch(r"[^;\[\s]([^;]*[^;\s])?", name) for name in value):
             row[key] = ";".join(value)
         else:

@@ -7,9 +7,9 @@ annotated. Here the same follows from what the datasets' names mean; where the t
 import numpy as np
 import pytest
 
-from lightning_atlas.adaptation.zoo import find
 from lightning_atlas.data.labels.classes import Classes, match_classes, template_classes
 from lightning_atlas.data.labels.vocabulary import load_vocabulary
+from lightning_atlas.intake.zoo import find
 
 PUBLISHED = {
     "btcv": [*range(1, 15)],

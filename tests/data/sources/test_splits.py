@@ -1,4 +1,5 @@
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +83,58 @@ def test_fewer_shots_are_among_more_shots_and_leave_the_other_splits_alone():
     assert of(few, "train") < of(more, "train") < of(whole, "train")
     assert (len(of(few, "train")), len(of(more, "train"))) == (5, 10)
     assert all(of(few, split) == of(whole, split) for split in ("val", "test"))
+
+
+HELD = {f"p{n:03d}": frozenset("ab" if n % 3 == 0 else "b" if n % 3 == 1 else "c") for n in range(40)}
+"""Nobody has all three; one of the first and one of the third kind have them between them."""
+
+
+def holding(cases):
+    assert all(case.split == "train" for case in cases)
+    return ("a", "b", "c"), [HELD[str(case.patient)] if case.subject.endswith("0") else frozenset() for case in cases]
+
+
+def held(patients):
+    return frozenset().union(*(HELD[each] for each in patients))
+
+
+@pytest.mark.filterwarnings("ignore:shots. 1 training patients have")
+@pytest.mark.parametrize("seed", range(5))
+def test_few_shots_have_every_class_as_soon_as_they_can_and_stay_a_nest(seed):
+    cases = scans(people(40))
+    nest = [of(Splits(shots=shots, seed=seed).assign(cases, holding=holding), "train") for shots in range(1, 25)]
+    assert all(fewer < more for fewer, more in pairwise(nest))
+    assert held(nest[0]) == {"a", "b"}
+    assert all(held(each) == {"a", "b", "c"} for each in nest[1:])
+    whole = Splits(seed=seed).assign(cases)
+    few = Splits(shots=2, seed=seed).assign(cases, holding=holding)
+    assert all(of(few, split) == of(whole, split) for split in ("val", "test"))
+
+
+def test_another_seed_of_the_shots_draws_another_nest_of_the_same_training_patients():
+    cases = scans(people(40))
+    whole = Splits().assign(cases)
+    drawn = [Splits(shots=4, shots_seed=seed).assign(cases, holding=holding) for seed in range(6)]
+    assert len({frozenset(of(each, "train")) for each in drawn}) == 6
+    assert {frozenset(of(each, "test")) for each in drawn} == {frozenset(of(whole, "test"))}
+    assert all(of(each, "train") < of(whole, "train") for each in drawn)
+    assert by_patient(Splits(shots=4, shots_seed=0).assign(cases)) == by_patient(Splits(shots=4).assign(cases))
+
+
+def test_too_few_shots_for_every_class_are_told_with_the_number_that_it_takes():
+    with pytest.warns(UserWarning, match="1 training patients have 2 of 3 classes, not c; it takes 2"):
+        Splits(shots=1).assign(scans(people(40)), holding=holding)
+
+
+def test_a_class_that_no_training_patient_has_is_refused():
+    def lacking(cases):
+        classes, found = holding(cases)
+        return (*classes, "spleen"), found
+
+    with pytest.raises(
+        ValueError, match=r"shots: spleen occurs in none of the 24 training patients.*data\.init_args\.classes"
+    ):
+        Splits(shots=3).assign(scans(people(40)), holding=lacking)
 
 
 def test_scans_to_predict_are_left_alone():
@@ -174,3 +227,8 @@ def test_a_margin_that_leaves_nothing_and_several_scans_are_told(scan):
         PlaneSplit(margin_mm=100.0).assign([scan])
     with pytest.raises(ValueError, match="20 scans; several scans are split by patient"):
         PlaneSplit().assign(scans(people(10)))
+
+
+def test_shots_leave_scans_alone_that_are_to_be_predicted_on():
+    cases = [Case(f"new {number}", "predict", Path(f"{number}.nii.gz")) for number in range(3)]
+    assert Splits(shots=2).assign(cases) == cases

@@ -10,7 +10,6 @@ import yaml
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import LightningArgumentParser
 
-from lightning_atlas.adaptation import zoo
 from lightning_atlas.callbacks.expectation import SavedBytes
 from lightning_atlas.cli import main
 from lightning_atlas.cli.recipes import recipes_folder
@@ -31,6 +30,7 @@ from lightning_atlas.data.survey.proposal import (
     voxel_bytes,
 )
 from lightning_atlas.data.survey.write_recipe import Start, own_classes, write_recipe
+from lightning_atlas.intake import zoo
 from lightning_atlas.networks import UNet
 
 STARTER = zoo.find("starter_abdomen_ct")

@@ -15,6 +15,7 @@ from lightning_atlas.data.sources.layouts.nnunet import NNUNET
 from lightning_atlas.data.sources.layouts.pair import PAIR
 from lightning_atlas.data.sources.layouts.pictures import COCO, IMAGEFOLDER
 from lightning_atlas.data.sources.layouts.result import Layout, LayoutResult
+from lightning_atlas.data.sources.layouts.saros import SAROS
 from lightning_atlas.data.sources.layouts.slicer import SLICER
 from lightning_atlas.data.sources.layouts.table import TABLE
 
@@ -24,7 +25,7 @@ LAYOUTS = {
     layout.name: layout
     for layout in (
         *(ABDOMENATLAS, TOTALSEGMENTATOR_CT_MR, NNUNET, DECATHLON, LISTED, BIDS, PAIR, SLICER, FLAT),
-        *(IMAGEFOLDER, COCO, TABLE),
+        *(SAROS, IMAGEFOLDER, COCO, TABLE),
     )
 }
 

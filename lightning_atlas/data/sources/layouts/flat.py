@@ -4,7 +4,7 @@ from pathlib import Path
 
 from lightning_atlas.data.formats import is_picture, stem
 from lightning_atlas.data.sources.layouts.listed import lists_files
-from lightning_atlas.data.sources.layouts.listing import LABELLED, by_channel, by_subject, images
+from lightning_atlas.data.sources.layouts.listing import LABELLED, LABELLED_AHEAD, by_channel, by_subject, images
 from lightning_atlas.data.sources.layouts.pair import value_table
 from lightning_atlas.data.sources.layouts.result import Image, Layout, LayoutResult
 
@@ -42,7 +42,8 @@ def _parted(path: Path) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
     scans: dict[str, list[Path]] = {}
     labels: dict[str, list[Path]] = {}
     for file in images(path):
-        name, found = stem(file), LABELLED.fullmatch(stem(file))
+        name = stem(file)
+        found = LABELLED.fullmatch(name) or LABELLED_AHEAD.fullmatch(name)
         if is_picture(file):
             continue
         if found or file.name.lower().endswith(".seg.nrrd"):

@@ -10,10 +10,15 @@ from lightning_atlas.data.formats import ENDINGS, is_image, stem
 CHANNEL = re.compile(r"(?P<subject>.+)_(?P<number>\d{4})")
 """What nnU-Net writes behind the names of images, not of labels."""
 LABEL_WORD = r"seg(mentation)?s?|label(map|s)?|masks?|gt"
-ROLE = re.compile(rf"(?P<subject>.+?)[ ._-]+(image|img|scan|volume|ct|mri?|{LABEL_WORD})", re.IGNORECASE)
+ROLE_WORD = rf"image|img|scan|volume|ct|mri?|{LABEL_WORD}"
+ROLE = re.compile(rf"(?P<subject>.+?)[ ._-]+({ROLE_WORD})", re.IGNORECASE)
 """What people write behind a name to say what the file is: `case1_seg.nii.gz`."""
+ROLE_AHEAD = re.compile(rf"({ROLE_WORD})[ ._-]*(?P<subject>\d\w*)", re.IGNORECASE)
+"""What they write before a number: `img0001` and `label0001` of BTCV, `volume-0` and `segmentation-0` of LiTS."""
 LABELLED = re.compile(rf"(?P<subject>.+?)[ ._-]+({LABEL_WORD})", re.IGNORECASE)
 """What they write behind the names of labels."""
+LABELLED_AHEAD = re.compile(rf"({LABEL_WORD})[ ._-]*(?P<subject>\d\w*)", re.IGNORECASE)
+"""What they write before the numbers of labels."""
 SPLIT_NAMES: dict[str, Split] = {
     **dict.fromkeys(("train", "training", "tr"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "va"), "val"),
@@ -90,6 +95,7 @@ def by_channel(
 
 
 def by_subject(files: Mapping[str, Path]) -> dict[str, Path]:
-    """Return subject -> file, taking `_seg`, `-label` and the like off the names where these stay apart."""
-    short = {found["subject"] if (found := ROLE.fullmatch(name)) else name: file for name, file in files.items()}
+    """Return subject -> file, taking `_seg`, `-label`, `img` and the like off the names where these stay apart."""
+    roles = {name: ROLE.fullmatch(name) or ROLE_AHEAD.fullmatch(name) for name in files}
+    short = {found["subject"] if (found := roles[name]) else name: file for name, file in files.items()}
     return short if len(short) == len(files) else dict(files)
