@@ -24,8 +24,9 @@ class History:
         losses: Training loss at these; tensors until somebody reads them, so that no step waits for the GPU.
         rates: Learning rates at these, one for each group of parameters.
         validated: Optimizer steps done at each validation.
-        dice: Mean Dice of each validation.
+        dice: Mean Dice of each validation, or the score that stands for all where whole scans are predicted.
         stride: Only each so many-th step is kept.
+        score: Name of the score.
     """
 
     LIMIT = 2000
@@ -36,6 +37,7 @@ class History:
     validated: list[int] = field(default_factory=list)
     dice: list[float] = field(default_factory=list)
     stride: int = 1
+    score: str = "dice"
 
     def add_step(self, step: int, loss: Tensor | float, rates: list[float]) -> None:
         """Take a training step, unless it was taken already or is between those that are kept."""
@@ -91,13 +93,15 @@ def learning_curves(history: History, title: str, subtitle: str = "") -> Figure:
     loss.plot(history.steps, smooth(losses, span), color=BLUE, linewidth=1.8, label="smoothed")
     loss.legend(frameon=False, fontsize=8, loc="upper right")
     dice.plot(history.validated, history.dice, color=ORANGE, marker="o", markersize=4, linewidth=1.8, clip_on=False)
-    dice.set_ylim(0, 1)
+    if history.score in ("dice", "accuracy", "auroc"):
+        dice.set_ylim(0, 1)
     for step, value in list(zip(history.validated, history.dice, strict=True))[-1:]:
         dice.annotate(f"{value:.3f}", (step, value), (0, 7), textcoords="offset points", fontsize=9, ha="right")
     if not history.dice:
         dice.text(0.5, 0.5, "no validation", transform=dice.transAxes, ha="center", va="center", color=GREY)
     _rates(rate, history)
-    names = ("training loss", "validation Dice", "learning\nrate")
+    score = "Dice" if history.score == "dice" else history.score
+    names = ("training loss", f"validation {score}", "learning\nrate")
     for axes, name in zip((loss, dice, rate), names, strict=True):
         axes.set_ylabel(name, fontsize=9)
         axes.tick_params(labelsize=8)

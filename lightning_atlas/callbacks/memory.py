@@ -89,8 +89,9 @@ def memory_advice(error: BaseException, trainer: Trainer) -> list[str]:
         half = min(half, budget / cost)
     else:
         reason = f"half of the {place.batch} x {_sides(place.size)} voxels that were tried"
-    multiple = getattr(getattr(trainer.lightning_module, "network", None), "size_multiple", 1)
-    batch, size = shrink(place.batch, place.size, half, multiple)
+    network = getattr(trainer.lightning_module, "network", None)
+    multiple, least = getattr(network, "size_multiple", 1), getattr(network, "size_offset", 0)
+    batch, size = shrink(place.batch, place.size, half, multiple, least)
     if (batch, size) == (place.batch, tuple(place.size)):
         return [*lines, "the recipe already takes the least that the network can; take a smaller network"]
     return [
@@ -108,7 +109,7 @@ def evaluating(error: BaseException) -> bool:
 
 
 def shrink(
-    batch: int, size: Sequence[int], voxels: int | float, multiple: int | Sequence[int]
+    batch: int, size: Sequence[int], voxels: int | float, multiple: int | Sequence[int], least: int = 0
 ) -> tuple[int, tuple[int, ...]]:
     """Return the largest batch of that size with so few voxels; failing that, one patch, its longest sides shortened.
 
@@ -117,16 +118,18 @@ def shrink(
         size: Sides of a patch now.
         voxels: The most voxels a batch may have.
         multiple: Each side that is shortened becomes a multiple of this: one number, or one for each side.
+        least: Where it is not 0, a side becomes this, or a multiple more.
     """
     sides = list(size)
     steps = [multiple] * len(sides) if isinstance(multiple, int) else multiple
     batch = max(1, min(batch, int(voxels // math.prod(sides))))
     while math.prod(sides) * batch > voxels:
-        longer = [axis for axis, side in enumerate(sides) if side > steps[axis]]
+        longer = [axis for axis, side in enumerate(sides) if side > (least or steps[axis])]
         if not longer:
             break
         longest = max(longer, key=sides.__getitem__)
-        sides[longest] = max(steps[longest], (sides[longest] - 1) // steps[longest] * steps[longest])
+        step, more = steps[longest], sides[longest] - 1 - least
+        sides[longest] = max(least or step, least + more // step * step)
     return batch, tuple(sides)
 
 

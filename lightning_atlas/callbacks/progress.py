@@ -128,5 +128,8 @@ class WholeRunProgress(TQDMProgressBar):
 
 def _figures(trainer: Trainer) -> str:
     metrics = trainer.callback_metrics
-    shown = {"loss": metrics.get("train/loss"), "val Dice": metrics.get("val/dice")}
+    validated = getattr(trainer.lightning_module, "results", {}).get("val")
+    score = getattr(validated, "headline", "dice")
+    name = "Dice" if score == "dice" else score
+    shown = {"loss": metrics.get("train/loss"), f"val {name}": metrics.get(f"val/{score}")}
     return ", ".join(f"{name} {float(value):.3f}" for name, value in shown.items() if value is not None)

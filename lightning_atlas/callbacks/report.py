@@ -8,39 +8,50 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.types import STEP_OUTPUT
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from lightning_atlas.callbacks import scan_report
 from lightning_atlas.callbacks.baseline import NearestPlaneBaseline
 from lightning_atlas.callbacks.curves import History, learning_curves
 from lightning_atlas.callbacks.expectation import Expectation, duration
 from lightning_atlas.callbacks.layering import looked_up, row_values, topmost
 from lightning_atlas.callbacks.memory import in_words, peak_bytes
 from lightning_atlas.callbacks.overlay import Scene, overlay
+from lightning_atlas.callbacks.pictures import publish
 from lightning_atlas.callbacks.progress import say
 from lightning_atlas.callbacks.seams import Scored, case_data, scored
 from lightning_atlas.metrics import DiceResult
+from lightning_atlas.scan_metrics import ScanResult
 from lightning_atlas.types import Batch, Prediction
 
 Split = Literal["val", "test"]
+NAMES: dict[Split, str] = {"val": "validation", "test": "test"}
 
 FILES = {
     "recipe.yaml": "every setting of the run",
     "environment.txt": "versions and machine",
     "checkpoints/last.ckpt": "the last weights",
     "scores.csv": "the test: a row for each class",
-    "cases.csv": "the test: Dice of each case",
+    "cases.csv": "the test: a row for each case",
     "datasets.csv": "the test: a row for each class of each dataset",
+    "native_scores.csv": "the test on the scans' own grids: a row for each class",
+    "native_cases.csv": "the test on the scans' own grids: Dice of each case",
+    "decisions.csv": "the test: how well patients with a lesion are told",
+    "patients.csv": "the test: each patient's score and truth",
     "overlay.png": "the test: image, reference and prediction of the first case",
     "validation_scores.csv": "the validation: a row for each class",
-    "validation_cases.csv": "the validation: Dice of each case",
+    "validation_cases.csv": "the validation: a row for each case",
     "validation_datasets.csv": "the validation: a row for each class of each dataset",
     "validation_overlay.png": "the validation: image, reference and prediction of the first case",
-    "curves.png": "loss, Dice and learning rate over the fit",
+    "predictions.png": "the test: what was predicted over what is true",
+    "validation_predictions.png": "the validation: what was predicted over what is true",
+    "curves.png": "loss, score and learning rate over the fit",
+    "rates.png": "learning rate of each stage over the fit, as planned",
+    "movement.json": "how far each stage moved from the weights",
+    "movement.png": "the same as a picture",
 }
 """What a run's folder may hold, and what each file is."""
 
@@ -129,7 +140,9 @@ class RunReport(Callback):
         if trainer.state.fn != "fit":
             self._report(trainer, scored(pl_module), "val")
         elif not trainer.sanity_checking:
-            self.history.add_validation(trainer.global_step, scored(pl_module).results["val"].mean)
+            result = scored(pl_module).results["val"]
+            self.history.score = result.headline
+            self.history.add_validation(trainer.global_step, result.mean)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Report."""
@@ -137,51 +150,59 @@ class RunReport(Callback):
 
     def _keep(self, trainer: Trainer, outputs: Any, batch: Batch) -> None:
         # The first, whichever it is: neither the best nor the worst is looked for.
-        if self._shown is None and trainer.is_global_zero:
-            self._shown = first_case(batch, outputs["prediction"])
+        prediction = outputs["prediction"]
+        if self._shown is None and trainer.is_global_zero and isinstance(prediction, Prediction):
+            self._shown = first_case(batch, prediction)
 
     def _report(self, trainer: Trainer, module: Scored, split: Split) -> None:
         log_dir = trainer.log_dir  # asks all processes
         if not trainer.is_global_zero:
             return
         result, classes = module.results[split], module.contract.classes
-        datasets = result.per_dataset(case_data(trainer).datasets(split))
-        baselines = [each for each in _callbacks(trainer) if isinstance(each, NearestPlaneBaseline) and split == "test"]
-        parts = [
-            "\n".join(["", *_header(trainer, split, len(result.index)), "", result.table(classes)]),
-            f"\n{dataset_table(datasets)}" if len(datasets) > 1 else "",
-            *(f"{baseline.NAME}: {_score(baseline)}" for baseline in baselines),
-            _ceiling(trainer, split),
-            f"\n{self._took}" if self._took else "",
-        ]
+        parts = ["\n".join(["", *_header(trainer, split, len(result.index)), "", result.table(classes)])]
+        if isinstance(result, ScanResult):
+            datasets = result.per_dataset(case_data(trainer).datasets(split))
+            parts.append(f"\n{scan_report.dataset_table(datasets)}" if len(datasets) > 1 else "")
+        else:
+            parts += self._dice_parts(trainer, result, split)
+        parts.append(f"\n{self._took}" if self._took else "")
         say("\n".join(part for part in parts if part))
         if log_dir is None:
             return
         folder, prefix = Path(log_dir), "" if split == "test" else "validation_"
         folder.mkdir(parents=True, exist_ok=True)
-        write_scores(folder / f"{prefix}scores.csv", result, classes, baselines)
-        write_cases(folder / f"{prefix}cases.csv", result, classes, case_data(trainer).subjects(split))
+        if isinstance(result, ScanResult):
+            scan_report.write_scans(folder, prefix, result, classes, case_data(trainer).subjects(split))
+            title = f"{NAMES[split]}: {result.headline} {result.mean:.3f} on {len(result.index)} cases"
+            figure = scan_report.predictions_figure(result, classes, title, _cohort(trainer))
+            publish(trainer, figure, folder / f"{prefix}predictions.png")
+        else:
+            self._write_dice(trainer, result, split, folder, prefix)
+        say("\n".join(["", *_contents(trainer, folder)]))
+
+    def _dice_parts(self, trainer: Trainer, result: DiceResult, split: Split) -> list[str]:
+        datasets = result.per_dataset(case_data(trainer).datasets(split))
+        return [
+            f"\n{dataset_table(datasets)}" if len(datasets) > 1 else "",
+            *(f"{baseline.NAME}: {_score(baseline)}" for baseline in _baselines(trainer, split)),
+            _ceiling(trainer, split),
+        ]
+
+    def _write_dice(self, trainer: Trainer, result: DiceResult, split: Split, folder: Path, prefix: str) -> None:
+        data, classes = case_data(trainer), scored(trainer.lightning_module).contract.classes
+        write_scores(folder / f"{prefix}scores.csv", result, classes, _baselines(trainer, split))
+        write_cases(folder / f"{prefix}cases.csv", result, classes, data.subjects(split))
+        datasets = result.per_dataset(data.datasets(split))
         if len(datasets) > 1:
             write_datasets(folder / f"{prefix}datasets.csv", datasets, classes)
         if self._shown is not None:
             figure = _overlay(self._shown, result, classes, _cohort(trainer))
-            self._publish(trainer, figure, folder / f"{prefix}overlay.png")
-        say("\n".join(["", *_contents(trainer, folder)]))
+            publish(trainer, figure, folder / f"{prefix}overlay.png")
 
     def _write_curves(self, trainer: Trainer, folder: Path) -> None:
         if self.history.steps:
             figure = learning_curves(self.history, "learning curves", _cohort(trainer))
-            self._publish(trainer, figure, folder / "curves.png")
-
-    def _publish(self, trainer: Trainer, figure: Figure, path: Path) -> None:
-        """Write a picture as a file and into TensorBoard, without pyplot and its state."""
-        canvas = FigureCanvasAgg(figure)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        canvas.print_png(path)
-        pixels = np.asarray(canvas.buffer_rgba())[..., :3]
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image(path.stem, pixels, trainer.global_step, dataformats="HWC")
+            publish(trainer, figure, folder / "curves.png")
 
     def _measured(self, trainer: Trainer) -> str:
         expected = next((each for each in _callbacks(trainer) if isinstance(each, Expectation)), None)
@@ -276,9 +297,17 @@ def _overlay(shown: Shown, result: DiceResult, classes: Sequence[str], descripti
 
 
 def _header(trainer: Trainer, split: Split, cases: int) -> list[str]:
-    name = {"val": "validation", "test": "test"}[split]
-    scored = trainer.ckpt_path or f"the weights after step {trainer.global_step}"
-    return [f"{name} on {cases} {'case' if cases == 1 else 'cases'}: {_description(trainer)}", f"scored: {scored}"]
+    source = getattr(trainer.lightning_module, "source", None) if trainer.global_step == 0 else None
+    given = f"{source['origin']} as it is, without training" if source else None
+    scored = trainer.ckpt_path or given or f"the weights after step {trainer.global_step}"
+    return [
+        f"{NAMES[split]} on {cases} {'case' if cases == 1 else 'cases'}: {_description(trainer)}",
+        f"scored: {scored}",
+    ]
+
+
+def _baselines(trainer: Trainer, split: Split) -> list[NearestPlaneBaseline]:
+    return [each for each in _callbacks(trainer) if isinstance(each, NearestPlaneBaseline) and split == "test"]
 
 
 def _score(baseline: NearestPlaneBaseline) -> str:
@@ -304,7 +333,7 @@ def _contents(trainer: Trainer, folder: Path) -> list[str]:
     if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
         lines.append(f"curves in a browser:  tensorboard --logdir {quoted}")
     if {"recipe.yaml", "checkpoints/last.ckpt"} <= there.keys():
-        lines.append(f"segment other scans:  python -m lightning_atlas predict {quoted} --input DIR --output DIR")
+        lines.append(f"predict other scans:  python -m lightning_atlas predict {quoted} --input DIR --output DIR")
     return lines
 
 

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from lightning_atlas.contract import Contract
 from lightning_atlas.metrics import DiceResult
+from lightning_atlas.networks.base import Network
+from lightning_atlas.scan_metrics import ScanResult
 from lightning_atlas.types import Batch
 
 
@@ -20,8 +22,38 @@ class Scored(Protocol):
     network: nn.Module
     task: Any
     contract: Contract
-    results: dict[str, DiceResult]
+    results: dict[str, DiceResult | ScanResult]
     """The latest scores of `val` and `test`."""
+
+
+@runtime_checkable
+class Course(Protocol):
+    """What moves in a fit, and how fast."""
+
+    fresh: set[str]
+    """Stages with parameters that no weights gave."""
+
+    def course(self, optimizing: Any, schedule: Any) -> tuple[list[int], dict[str, list[float]]]:
+        """Return steps and the learning rate of each stage at these."""
+        ...
+
+    def table(self, optimizing: Any, schedule: Any) -> str:
+        """Return a line for each stage."""
+        ...
+
+
+@runtime_checkable
+class Adapted(Protocol):
+    """A module that may begin from weights, and whose stages move at rates of their own."""
+
+    network: Network
+    weights: str | None
+    intake: Any
+    """What became of the weights' tensors, once they were read."""
+    optimizer: Any
+    schedule: Any
+    plan: Course | None
+    """What moves; `None` before a fit."""
 
 
 @runtime_checkable
@@ -73,6 +105,11 @@ class CaseData(Protocol):
 def scored(module: LightningModule) -> Scored:
     """Return the module as what it must be here."""
     return cast(Scored, module)
+
+
+def adapted(module: LightningModule) -> Adapted:
+    """Return the module as what it must be here."""
+    return cast(Adapted, module)
 
 
 def case_data(trainer: Trainer) -> CaseData:

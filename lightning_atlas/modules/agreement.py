@@ -1,12 +1,12 @@
 """What a module and its data must agree on: the contract of the weights, met, adopted, or allowed to differ."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Protocol, cast, runtime_checkable
 
 from lightning.pytorch import Trainer
 
-from lightning_atlas.adaptation.weights import SourceWeights
 from lightning_atlas.contract import PREPROCESSED, Contract, Difference, differences, in_words
+from lightning_atlas.intake.weights import SourceWeights
 
 
 @runtime_checkable
@@ -81,7 +81,9 @@ def adopt_kept(trainer: Trainer, data: Adopting, kept: Contract) -> list[str]:
     return changed
 
 
-def check_agreement(weights: Contract, data: Contract, allow: Sequence[str], name: str) -> list[str]:
+def check_agreement(
+    weights: Contract, data: Contract, allow: Sequence[str], name: str, adapted: Collection[str] = ()
+) -> list[str]:
     """Return the differences that are allowed, in words.
 
     Args:
@@ -89,12 +91,14 @@ def check_agreement(weights: Contract, data: Contract, allow: Sequence[str], nam
         data: What the data give.
         allow: Keys in which a difference is meant.
         name: Of the weights.
+        adapted: Keys in which the weights are changed for the data.
 
     Raises:
         ValueError: Another key differs, or one of which no difference can be meant.
     """
     found = differences(weights, data)
-    _refuse([each for each in found if each.forbidden or each.key not in allow], allow, f"the weights {name} expect")
+    broken = [each for each in found if each.key not in adapted and (each.forbidden or each.key not in allow)]
+    _refuse(broken, allow, f"the weights {name} expect")
     return [str(each) for each in found]
 
 
@@ -118,6 +122,8 @@ def _refuse(broken: Sequence[Difference], allow: Sequence[str], who: str) -> Non
         lines.append(
             "take the preprocessing over: model.init_args.contract: adopt; or change data.init_args.preprocess"
         )
+    if any(each.key == "channels" for each in broken):
+        lines.append("take other channels: model.init_args.adapters: [{class_path: InputChannels}]")
     if keys := [each.key for each in broken if not each.forbidden]:
         lines.append(f"where a difference is meant: model.init_args.allow: [{', '.join([*allow, *keys])}]")
     raise ValueError("\n".join(lines))

@@ -1,35 +1,23 @@
 """The one LightningModule behind pre-training and transfer: structure, weights, groups, and a single step."""
 
 import math
-from collections.abc import Sequence
-from functools import partial
 from typing import Any, Literal
 
-import lightning
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from torch.distributed.fsdp import fully_shard
-from torch.optim.lr_scheduler import LambdaLR
 
-from lightning_atlas.adaptation.inflation import start_at_prior
-from lightning_atlas.adaptation.intake import IntakeReport, load_weights, read_weights
-from lightning_atlas.adaptation.schedules import ConstantSchedule, Schedule
-from lightning_atlas.adaptation.stages import (
-    Adaptation,
-    combined,
-    freeze,
-    fresh_stages,
-    frozen_stages,
-    parameter_groups,
-    set_modes,
-    stage_table,
-)
-from lightning_atlas.adaptation.weights import SourceWeights
+from lightning_atlas.adaptation.groups import fresh_stages
+from lightning_atlas.adaptation.schedules import Schedule
 from lightning_atlas.contract import Contract, check_allowed
+from lightning_atlas.intake.adapters import Adapter, chosen_adapters, met_by
+from lightning_atlas.intake.inflation import start_at_prior
+from lightning_atlas.intake.loading import IntakeReport, load_weights, read_weights
+from lightning_atlas.intake.weights import SourceWeights
 from lightning_atlas.metrics import DiceResult
+from lightning_atlas.modules.adapting import Adapting
 from lightning_atlas.modules.agreement import (
     adopt_kept,
     adopting,
@@ -38,21 +26,23 @@ from lightning_atlas.modules.agreement import (
     not_stated,
     stated_contract,
 )
-from lightning_atlas.networks.base import Network, check_stages
+from lightning_atlas.networks.base import Network, check_stages, without_context
+from lightning_atlas.scan_metrics import ScanResult
 from lightning_atlas.tasks.base import Task
 from lightning_atlas.types import Batch
 
 Split = Literal["train", "val", "test"]
 
 
-class AtlasModule(lightning.LightningModule):
+class AtlasModule(Adapting):
     """Train a network on a task, from given weights or from scratch.
 
     Args:
         network: What is trained; its last layer is sized from the classes of the data.
         task: What is predicted: loss, inference and metrics.
         optimizer: Takes the parameter groups and returns the optimizer; its learning rate is the peak of the schedule.
-        schedule: Learning rate over the run as a share of the peak, in closed form; `null` holds it constant.
+        schedule: Learning rate over the run: a share of the peak in closed form, or a scheduler of torch, which counts
+            optimizer steps; `null` holds it constant.
         weights: A file or a name of published weights to start from; `null` starts from scratch. Read only when a fit
             starts afresh, never when it resumes and never by test or predict.
         required_share: The least share of the encoder's parameters that `weights` must fill.
@@ -61,6 +51,8 @@ class AtlasModule(lightning.LightningModule):
         allow: Keys of the contract in which data and weights are meant to differ, such as `modality`.
         head_prior: Share of the voxels, of each class or one for all, with which outputs that no weights gave start in
             their biases; `null` leaves these as initialised.
+        adapters: Rules for tensors of `weights` that the network cannot take as they are: other channels, kernel sizes,
+            positions, depths.
     """
 
     def __init__(  # noqa: PLR0913 - each is a line of a recipe
@@ -68,34 +60,31 @@ class AtlasModule(lightning.LightningModule):
         network: Network,
         task: Task,
         optimizer: OptimizerCallable = torch.optim.AdamW,
-        schedule: Schedule | None = None,
+        schedule: Schedule | LRSchedulerCallable | None = None,
         weights: str | None = None,
         required_share: float = 0.9,
         contract: Literal["match", "adopt"] = "match",
         allow: list[str] | None = None,
         head_prior: float | dict[str, float] | None = None,
+        adapters: list[Adapter] | None = None,
     ) -> None:
-        super().__init__()
+        network = task.adapted(network)
         check_stages(network)
-        self.network = network
+        super().__init__(network, optimizer, schedule)
         self.task = task
-        self.optimizer = optimizer
-        self.schedule = schedule or ConstantSchedule()
         self.weights = weights
         self.required_share = required_share
         self.adopts = contract == "adopt"
         self.allow = tuple(allow or ())
         self.head_prior = head_prior
         check_allowed(self.allow)
-        self.adaptation: Sequence[Adaptation] = ()
+        self.adapters = chosen_adapters(adapters, self.allow)
         self.contract: Contract | None = None
         self.source: dict[str, str] | None = None
         self.intake: IntakeReport | None = None
         self.adopted: list[str] = []
         self.allowed: list[str] = []
-        self.fresh: set[str] = {stage.name for stage in network.stages()}
-        self.frozen: set[str] = set()
-        self.results: dict[str, DiceResult] = {}
+        self.results: dict[str, DiceResult | ScanResult] = {}
         self._configured = False
         self._read: SourceWeights | None = None
         self._weights_error: Exception | None = None
@@ -103,11 +92,12 @@ class AtlasModule(lightning.LightningModule):
     # Structure, then source weights, then what moves, then sharding: the order matters, and once is enough.
 
     def configure_callbacks(self) -> list[Callback]:
-        """Have the data prepared as the weights expect them; no callback is added."""
+        """Have the data prepared as the weights expect them; return what the adaptations do in a fit."""
         # Trainer._run calls this before `prepare_data`, with trainer and data attached, and no other hook of ours.
         if self.adopts:
             self._adopt()
-        return []
+        fits = self.trainer.state.fn == "fit"
+        return [each for adaptation in self.adaptation for each in adaptation.callbacks()] if fits else []
 
     def _adopt(self) -> None:
         if self._configured and self.contract is not None:
@@ -128,24 +118,28 @@ class AtlasModule(lightning.LightningModule):
         datamodule = getattr(self.trainer, "datamodule", None)
         if datamodule is not None and hasattr(datamodule, "contract"):
             self.contract = datamodule.contract.remembering(self.contract)
+        if datamodule is not None and hasattr(datamodule, "context"):
+            datamodule.context = self.network.context
 
     def configure_model(self) -> None:
         """Size the head, load the source weights of a fit, freeze, shard; the second call does nothing."""
         if self._configured or self.contract is None:
             return
         self._configured = True
+        self.task.agree(self.contract)
         self.task.setup(self.contract.classes, self.contract.mirrored_axes, self.contract.overlapping)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(torch.initial_seed())  # the run's seed alone, so that ranks draw the same head
             self.network.resize(self.task.outputs(self.contract.classes))
-        if self._trainer is not None and self.trainer.state.fn == "fit":
-            if self.weights is not None:
-                self._take_weights(self.weights)
-            if self.head_prior is not None:
-                fresh = self.intake.fresh_outputs if self.intake else None
-                start_at_prior(self.network, self.contract.classes, self.head_prior, fresh)
-            self.frozen = set(frozen_stages(self.adaptation, self.network.stages(), self.fresh, self.total_steps))
-            freeze(self.network, self.frozen)
+        fits = self._trainer is not None and self.trainer.state.fn == "fit"
+        if fits and self.weights is not None:
+            self._take_weights(self.weights)
+        if fits and self.head_prior is not None:
+            fresh = self.intake.fresh_outputs if self.intake else None
+            start_at_prior(self.network, self.contract.classes, self.head_prior, fresh)
+        self.build()
+        if fits:
+            self.settle(self.intake.fresh_names if self.intake else None)
         if self.device_mesh is not None:
             self._shard()
 
@@ -160,10 +154,8 @@ class AtlasModule(lightning.LightningModule):
         try:
             source, contract = self._source_weights(name), self.contract or Contract()
             if source.contract is not None:
-                self.allowed = check_agreement(source.contract, contract, self.allow, name)
-            self.intake = load_weights(
-                self.network, source, contract.classes, self.required_share, several_channels="channels" in self.allow
-            )
+                self.allowed = check_agreement(source.contract, contract, self.allow, name, met_by(self.adapters))
+            self.intake = load_weights(self.network, source, contract.classes, self.required_share, self.adapters)
             self.source = {"origin": name, "sha256": source.sha256}
         except (OSError, ValueError) as error:
             self._weights_error = error
@@ -185,48 +177,9 @@ class AtlasModule(lightning.LightningModule):
             fully_shard([modules[name] for name in stage.modules if name in modules], mesh=mesh)
         fully_shard(self.network, mesh=mesh)
 
-    # What moves, and how fast.
-
-    @property
-    def total_steps(self) -> int:
-        """Optimizer steps of the whole run: from `max_steps`, or epochs times the batches of an epoch."""
-        trainer = self.trainer
-        limits = [trainer.max_steps] if trainer.max_steps > 0 else []
-        batches = getattr(getattr(trainer, "datamodule", None), "batches_per_epoch", None)
-        if batches is not None and trainer.max_epochs is not None and trainer.max_epochs > 0:
-            limit = trainer.limit_train_batches
-            batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-            limits.append(trainer.max_epochs * math.ceil(batches / trainer.accumulate_grad_batches))
-        if not limits:
-            raise ValueError("the length of the run is not known: set trainer.max_steps or trainer.max_epochs")
-        return min(limits)
-
-    def rates(self, step: int) -> dict[str, float]:
-        """Return each stage's learning rate at a step as a share of the optimizer's."""
-        moving = combined(self.adaptation, self.network.stages(), self.fresh, step, self.total_steps)
-        share = self.schedule(step, self.total_steps)
-        return {name: share * multiplier for name, multiplier in moving.items()}
-
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Make one group for each stage that moves, from the parameters as they are now (sharding replaces them)."""
-        groups = parameter_groups(self.network, self.frozen)
-        names = [group["name"] for group in groups]
-        optimizer = self.optimizer(groups)
-        scheduler = LambdaLR(optimizer, [partial(self._rate, name) for name in names])
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def _rate(self, name: str, step: int) -> float:
-        return self.rates(step)[name]
-
-    def train(self, mode: bool = True) -> "AtlasModule":
-        """Set the mode of all but the frozen stages, which stay in evaluation: their statistics and dropout rest."""
-        super().train(mode)
-        set_modes(self.network, self.frozen)
-        return self
-
     def on_fit_start(self) -> None:
         """Print what was loaded and what will move."""
-        if self._weights_error is not None and not self.trainer.ckpt_path:
+        if self._weights_error is not None and (not self.trainer.ckpt_path or self.needs_anchor):
             raise self._weights_error
         self.train()
         if self.trainer.ckpt_path:
@@ -237,18 +190,7 @@ class AtlasModule(lightning.LightningModule):
                 self.print(f"adopted: {line}")
             for difference in self.allowed:
                 self.print(f"allowed: {difference}")
-        self.print(self.describe_stages())
-
-    def describe_stages(self) -> str:
-        """Return a table of the stages: how large each is, whether it moves, and its learning rates."""
-        peak = self.trainer.optimizers[0].defaults["lr"]
-        last = self.total_steps - 1
-        rates = [self.rates(step) for step in (*range(0, last, max(1, last // 100)), last)]
-        spans = {
-            name: (rates[0][name] * peak, max(rate[name] for rate in rates) * peak, rates[-1][name] * peak)
-            for name in rates[0]
-        }
-        return stage_table(self.network, self.frozen, spans, self.fresh)
+        self.print(self.settled.table(self.optimizer, self.schedule))
 
     # One step, three callers.
 
@@ -266,24 +208,26 @@ class AtlasModule(lightning.LightningModule):
 
     def _step(self, batch: Batch, split: Split) -> dict[str, Any]:
         if split == "train":
-            losses = self.task.loss(self.network(batch["image"]), batch)
+            losses = self.task.loss(self.network(batch["image"]), without_context(batch, self.network.context))
+            losses = self.penalized(losses, batch["image"])
             values = {f"train/{name}": value.detach() for name, value in losses.items()}
             self.log_dict(values, batch_size=len(batch["subject"]))
             return losses
-        prediction = self.predict_step(batch, 0)
+        logits = self.task.infer(self.network, batch["image"])
+        prediction = self.task.decode(logits)
         self.task.update(split, prediction, batch)
-        return {"prediction": prediction}
+        return {"prediction": prediction, "logits": logits}
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Any:
         """Return what the task predicts of whole images; of voxels a `Prediction`."""
         return self.task.decode(self.task.infer(self.network, batch["image"]))
 
     def on_validation_epoch_end(self) -> None:
-        """Log Dice as `val/dice` and `val/dice/CLASS`, and of several datasets as `val/dataset/NAME/dice`."""
+        """Log scores as `val/dice` and `val/dice/CLASS`, and of several datasets as `val/dataset/NAME/dice`."""
         self._score("val")
 
     def on_test_epoch_end(self) -> None:
-        """Log Dice as `test/dice` and `test/dice/CLASS`, and of several datasets as `test/dataset/NAME/dice`."""
+        """Log scores as `test/dice` and `test/dice/CLASS`, and of several datasets as `test/dataset/NAME/dice`."""
         self._score("test")
 
     def _score(self, split: Literal["val", "test"]) -> None:
@@ -291,14 +235,13 @@ class AtlasModule(lightning.LightningModule):
         self.task.reset(split)
         self.results[split] = result
         classes = (self.contract or Contract()).classes
-        named = zip(classes, result.per_class().tolist(), strict=True)
-        scores = {f"{split}/dice/{name}": value for name, value in named}
+        scores, main = result.scores(classes), result.headline
         list_datasets = getattr(getattr(self.trainer, "datamodule", None), "datasets", None)
         parts = result.per_dataset(list_datasets(split)) if list_datasets else {}
         if len(parts) > 1:
-            scores |= {f"{split}/dataset/{name}/dice": part.mean for name, part in parts.items()}
-        scores = {name: value for name, value in scores.items() if not math.isnan(value)}
-        self.log_dict({f"{split}/dice": result.mean, **scores}, sync_dist=True)  # equal on all ranks already
+            scores |= {f"dataset/{name}/{main}": part.mean for name, part in parts.items()}
+        known = {f"{split}/{name}": each for name, each in scores.items() if name == main or not math.isnan(each)}
+        self.log_dict(known, sync_dist=True)  # equal on all ranks already
 
     # What a checkpoint carries besides the tensors: enough to build the network again.
 
@@ -310,7 +253,12 @@ class AtlasModule(lightning.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take over what `on_save_checkpoint` added; outside a trainer, size the head by it."""
         kept = checkpoint["lightning_atlas"]
+        self._check_source(kept["source"])
         self.source, self.fresh = kept["source"], set(kept["fresh"])
+        if self.plan is not None and self.plan.fresh != self.fresh:
+            if self.device_mesh is not None:
+                raise ValueError(f"to resume a sharded run, the file of its weights is needed: {self._weights_error}")
+            self.settle()  # by the checkpoint: the file of weights is not here to tell what was fresh
         stored = Contract.from_dict(kept["contract"])
         if self.contract is not None and stored.classes != self.contract.classes:
             raise ValueError(
@@ -320,6 +268,7 @@ class AtlasModule(lightning.LightningModule):
         if self.contract is not None:
             self._keep_to(stored)
         self.contract = (self.contract or stored).remembering(stored)
+        self.task.agree(self.contract)
         self.configure_model()
 
     def _keep_to(self, stored: Contract) -> None:
@@ -331,3 +280,12 @@ class AtlasModule(lightning.LightningModule):
             for line in self.adopted:
                 self.print(f"adopted: {line}")
         check_prepared(stored, self.contract or Contract(), self.allow)
+
+    def _check_source(self, kept: dict[str, str] | None) -> None:
+        """Refuse to be pulled back to other weights than before."""
+        ours = self.source
+        if self.needs_anchor and ours and kept and ours["sha256"] != kept["sha256"]:
+            raise ValueError(
+                f"the run began from {kept['origin']} with hash {kept['sha256'][:12]}, and {ours['origin']} has "
+                f"{ours['sha256'][:12]}: its adaptations pull back to the former"
+            )

@@ -40,6 +40,8 @@ def test_shrink_takes_the_largest_batch_that_fits_and_only_then_smaller_patches(
 def test_shrink_keeps_to_the_multiple_of_each_axis():
     assert shrink(1, (64, 64, 20), 40_000, (16, 16, 4)) == (1, (32, 48, 20))
     assert shrink(1, (16, 16, 20), 100, (16, 16, 4)) == (1, (16, 16, 4))
+    assert shrink(1, (132, 132, 108), 1e6, 8, 92) == (1, (100, 100, 100))
+    assert shrink(1, (132, 132, 108), 100, 8, 92) == (1, (92, 92, 92))
 
 
 @pytest.mark.parametrize("step", ["training_step", "validation_step"])

@@ -11,7 +11,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_atlas.adaptation import LayerWiseDecay
+from lightning_atlas.adaptation import HeadsFirst, LayerWiseDecay
 from lightning_atlas.cli.command import leave
 from lightning_atlas.cli.runner import leave_processes
 from lightning_atlas.contract import Contract
@@ -76,9 +76,39 @@ class Losses(lightning.Callback):
         self.values.append(float(trainer.strategy.reduce(outputs["loss"].detach(), reduce_op="mean")))
 
 
+class StopAfterFirstEpoch(lightning.Callback):
+    """Save and stop while the body still rests."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        """Do both."""
+        trainer.save_checkpoint(self.path)
+        trainer.should_stop = True
+
+
 def main(strategy: str, optimizer: str, output: Path) -> None:
-    """Run, and let rank zero write."""
+    """Run, in one go or (`fsdp-resumed`) in two halves, and let rank zero write."""
     torch.set_num_threads(1)
+    kind, _, resumed = strategy.partition("-")
+    half = output.with_suffix(".ckpt")
+    losses = Losses()
+    if resumed:
+        fit(kind, optimizer, [losses, StopAfterFirstEpoch(half)])
+    trainer, module = fit(kind, optimizer, [losses], half if resumed else None)
+    whole = {
+        name: value.full_tensor() if isinstance(value, DTensor) else value
+        for name, value in module.network.state_dict().items()
+    }
+    if trainer.is_global_zero:
+        torch.save({"losses": losses.values, "weights": whole}, output)
+    leave_processes()
+    leave(0)
+
+
+def fit(strategy: str, optimizer: str, callbacks: list, checkpoint: Path | None = None) -> tuple[Any, Any]:
+    """Train two epochs, in the first of which only the head moves."""
     lightning.seed_everything(7)
     make = {
         "adamw": partial(torch.optim.AdamW, lr=1e-2),
@@ -88,7 +118,7 @@ def main(strategy: str, optimizer: str, output: Path) -> None:
         UNet(features=(4, 8)),
         Segmentation(SlidingWindow(patch=(16, 16, 16))),
         optimizer=make,
-        adaptation=[LayerWiseDecay(0.5)],
+        adaptation=[HeadsFirst(0.5), LayerWiseDecay(0.5)],
     )
     module.fresh = {"head"}
     strategies = {
@@ -96,29 +126,21 @@ def main(strategy: str, optimizer: str, output: Path) -> None:
         "ddp": "ddp",
         "fsdp": ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1, save_distributed_checkpoint=False),
     }
-    losses = Losses()
     trainer = lightning.Trainer(
         accelerator="cpu",
         devices=1 if strategy == "alone" else 2,
         strategy=strategies[strategy],
-        max_epochs=1,
+        max_epochs=2,
         use_distributed_sampler=False,
         gradient_clip_val=1.0,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[losses],
+        callbacks=callbacks,
     )
-    trainer.fit(module, datamodule=FixedData())
-    whole = {
-        name: value.full_tensor() if isinstance(value, DTensor) else value
-        for name, value in module.network.state_dict().items()
-    }
-    if trainer.is_global_zero:
-        torch.save({"losses": losses.values, "weights": whole}, output)
-    leave_processes()
-    leave(0)
+    trainer.fit(module, datamodule=FixedData(), ckpt_path=checkpoint)
+    return trainer, module
 
 
 if __name__ == "__main__":

@@ -8,10 +8,10 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torchio.transforms import Clamp, CropOrPad, RandomNoise, Resample, RescaleIntensity, ToCanonical
 
-from lightning_atlas.adaptation.weights import write_weights
 from lightning_atlas.contract import PREPROCESSED, SEEN, Contract
 from lightning_atlas.data import Patches, ScanDataModule, SimulatedCohort
 from lightning_atlas.inference import SlidingWindow
+from lightning_atlas.intake.weights import write_weights
 from lightning_atlas.modules import TransferLearning
 from lightning_atlas.modules.agreement import check_agreement, check_prepared
 from lightning_atlas.networks import UNet

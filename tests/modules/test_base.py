@@ -72,12 +72,12 @@ def test_each_trainable_parameter_is_in_one_group(adaptation, toy_data):
 
 def test_learning_rates_follow_schedule_times_decay(toy_data):
     run = module(adaptation=[LayerWiseDecay(0.5)], schedule=CosineSchedule(warmup=0.0))
+    run.fresh = {"head"}
     fit = trainer()
     seen = []
 
     class Watch(lightning.Callback):
         def on_train_batch_start(self, trainer, pl_module: Any, batch, batch_idx):
-            pl_module.fresh = {"head"}
             seen.append({g["name"]: g["lr"] for g in trainer.optimizers[0].param_groups})
 
     fit.callbacks.append(Watch())

@@ -31,7 +31,7 @@ def run(strategy, optimizer, folder):
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_two_processes_train_as_one(optimizer, tmp_path):
     alone = run("alone", optimizer, tmp_path)
-    for strategy in ("ddp", "fsdp"):
+    for strategy in ("ddp", "fsdp", "fsdp-resumed"):
         both = run(strategy, optimizer, tmp_path)
         torch.testing.assert_close(both["losses"], alone["losses"], rtol=0, atol=1e-5)
         if optimizer == "sgd":

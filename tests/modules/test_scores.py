@@ -1,6 +1,6 @@
 """What is logged of a validation."""
 
-from typing import cast
+from typing import Any, cast
 
 import lightning
 import pytest
@@ -17,7 +17,8 @@ def validated(data):
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "accelerator": "cpu"}
     trainer = lightning.Trainer(**quiet, enable_checkpointing=False)
     trainer.validate(module, datamodule=data, verbose=False)
-    return trainer.callback_metrics, module.results["val"]
+    result: Any = module.results["val"]
+    return trainer.callback_metrics, result
 
 
 @pytest.mark.parametrize("names", [["a", "b", "a"], ["dice", "liver", "dice"]])
