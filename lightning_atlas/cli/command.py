@@ -16,6 +16,7 @@ from lightning_atlas.cli.request import RUN_VERBS, read_request
 WORK = {
     "prepare": ("preparing", "run_prepare"),
     "export": ("exporting", "run_export"),
+    "merge": ("merging", "run_merge"),
     "inspect": ("inspecting", "run_inspect"),
     "weights": ("fetching", "main"),
 }
@@ -28,11 +29,14 @@ HELP = """usage: lightning-atlas VERB ... [--debug]
   prepare PATH [--recipe FILE] [--check]       look scans through, and write a recipe for them
   fit RECIPE [RECIPE ...] [--KEY VALUE ...]    train, and end in a folder runs/RECIPE/TIME
   test RUN | validate RUN                      score the last checkpoint of such a folder again
+  test RECIPE --weights WEIGHTS                score weights as they are, in the classes that they share with the recipe
   predict RUN --input DIR --output DIR [--overwrite] [--allow KEYS]
                                                segment every scan in a folder, in the scan's own grid
   predict --weights WEIGHTS --input DIR --output DIR
                                                the same by weights alone, without a run or a recipe
   export RUN --output FOLDER [--licence SPDX]  hand its weights on: tensors, contract, scores, a card
+  merge RUN [RUN ...] --method wise|greedy|uniform --output FOLDER
+                                               between its weights and those it began from; or runs' mean
   inspect RUN                                  what its checkpoint is, what it expects, how it scored
   inspect WEIGHTS [--config RECIPE] [--json]   what they are, and what a recipe would take of them
   weights list | show NAME | fetch NAME        published weights: names, cards, downloads
@@ -107,7 +111,8 @@ def _dispatch(words: Sequence[str]) -> int:
         getattr(import_module(f"lightning_atlas.cli.{module}"), name)(rest)
     elif verb in RUN_VERBS:
         request = read_request(verb, rest)
-        module, name = ("segmenting", "segment") if request.weights else ("runner", "run")
+        direct = ("segmenting", "segment") if verb == "predict" else ("direct", "score")
+        module, name = direct if request.weights else ("runner", "run")
         getattr(import_module(f"lightning_atlas.cli.{module}"), name)(request)
     else:
         near = difflib.get_close_matches(verb, VERBS, n=1)

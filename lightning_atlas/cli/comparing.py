@@ -8,13 +8,15 @@ from typing import Any
 
 import yaml
 
-from lightning_atlas.adaptation import IntakeReport, SourceWeights, load_weights
-from lightning_atlas.adaptation.exported import public_spec
+from lightning_atlas.adaptation.groups import fresh_stages
+from lightning_atlas.cli.planning import planned, run_steps
 from lightning_atlas.cli.recipes import CommandError
 from lightning_atlas.cli.request import Request
 from lightning_atlas.cli.runner import AtlasCLI, import_parts
 from lightning_atlas.contract import PREPROCESSED, Contract, differences
 from lightning_atlas.data.adoption import expected_of
+from lightning_atlas.intake import IntakeReport, SourceWeights, load_weights
+from lightning_atlas.intake.exported import public_spec
 from lightning_atlas.modules import AtlasModule
 
 
@@ -26,11 +28,15 @@ class Parts:
         module: Not yet filled.
         contract: `None` where the data cannot be read here.
         missing: Why not.
+        data: Of the recipe.
+        total_steps: Of a fit; `None` where that cannot be known.
     """
 
     module: AtlasModule
     contract: Contract | None
     missing: str | None = None
+    data: Any = None
+    total_steps: int | None = None
 
 
 class _Inspection(AtlasCLI):
@@ -56,10 +62,11 @@ def build_parts(configs: Sequence[Path], changes: Sequence[str], network: Mappin
     built = _Inspection(Request("fit", configs=list(configs), options=options))
     if not isinstance(built.model, AtlasModule):
         raise CommandError(f"{configs[0]}: {type(built.model).__name__} takes no weights; inspect knows AtlasModule")
+    total = run_steps(built.model, built.datamodule, built.config_init["fit"]["trainer"])
     try:
-        return Parts(built.model, built.datamodule.contract)
+        return Parts(built.model, built.datamodule.contract, data=built.datamodule, total_steps=total)
     except (OSError, ValueError) as error:
-        return Parts(built.model, None, str(error))
+        return Parts(built.model, None, str(error), total_steps=total)
 
 
 def _names_network(configs: Sequence[Path], changes: Sequence[str]) -> bool:
@@ -74,18 +81,21 @@ def _names_network(configs: Sequence[Path], changes: Sequence[str]) -> bool:
     return False
 
 
-def compare(source: SourceWeights, configs: Sequence[Path], changes: Sequence[str] = ()) -> dict[str, Any]:
-    """Return what a recipe would take of weights, and where its data break their contract.
+def compare(
+    source: SourceWeights | None, configs: Sequence[Path], changes: Sequence[str] = (), picture: Path | None = None
+) -> dict[str, Any]:
+    """Return what a recipe would take of weights, where its data break their contract, and what would move how fast.
 
     Args:
-        source: As read.
+        source: As read; `None` for a start from scratch.
         configs: Recipes in order.
         changes: Options that change them.
+        picture: A PNG of the rates to write.
 
     Raises:
         CommandError: The recipe is refused.
     """
-    parts = build_parts(configs, changes, public_spec(source.network) if source.network else None)
+    parts = build_parts(configs, changes, public_spec(source.network) if source and source.network else None)
     module, contract = parts.module, parts.contract
     classes = contract.classes if contract else ()
     if classes:
@@ -95,14 +105,22 @@ def compare(source: SourceWeights, configs: Sequence[Path], changes: Sequence[st
         "network": type(module.network).__name__,
         "data_not_read": parts.missing,
     }
+    fresh = {stage.name for stage in module.network.stages()}
     for share in (module.required_share, 0.0):  # what a fit would say, then all that fits
-        try:
-            found |= _intake(load_weights(module.network, source, classes, share, "channels" in module.allow))
+        if source is None:
             break
+        try:
+            report = load_weights(module.network, source, classes, share, module.adapters)
         except ValueError as error:
             found.setdefault("refused", str(error))
-    if contract and source.contract:
-        found |= {"head": _head(source.contract.classes, classes), "differences": _differences(source.contract, parts)}
+            continue
+        found |= _intake(report)
+        fresh = fresh_stages(module.network, report.fresh_names)
+        break
+    found |= planned(module, fresh, parts.total_steps, picture)
+    if contract and source and source.contract:
+        found["head"] = _head(source.contract.classes, classes)
+        found["differences"] = contract_differences(source.contract, parts)
     return found
 
 
@@ -126,7 +144,8 @@ def _head(theirs: Sequence[str], ours: Sequence[str]) -> dict[str, list[str]]:
     }
 
 
-def _differences(expected: Contract, parts: Parts) -> list[dict[str, Any]]:
+def contract_differences(expected: Contract, parts: Parts) -> list[dict[str, Any]]:
+    """Return in what the data break the contract of weights, and whether the recipe allows or mends it."""
     # Of scans in other units the weights' window cannot be taken over; what stands in for it must be allowed.
     taken = expected_of(expected, parts.contract.modality if parts.contract else None)
     adopted = {key for key in PREPROCESSED if parts.module.adopts and getattr(taken, key) == getattr(expected, key)}

@@ -10,9 +10,14 @@ from typing import Any
 import torch
 import yaml
 
-from lightning_atlas.adaptation import zoo
-from lightning_atlas.adaptation.bundle import write_bundle
-from lightning_atlas.adaptation.exported import (
+from lightning_atlas.cli.recipes import CommandError
+from lightning_atlas.cli.run_folder import TRAINING_DATA, is_run, last_checkpoint
+from lightning_atlas.cli.run_scores import run_metrics
+from lightning_atlas.cli.words import Words
+from lightning_atlas.contract import Contract
+from lightning_atlas.intake import zoo
+from lightning_atlas.intake.bundle import write_bundle
+from lightning_atlas.intake.exported import (
     OURS,
     build,
     check_network,
@@ -21,15 +26,16 @@ from lightning_atlas.adaptation.exported import (
     read_card,
     write_export,
 )
-from lightning_atlas.adaptation.weights import SourceWeights, read_file
-from lightning_atlas.cli.recipes import CommandError
-from lightning_atlas.cli.run_folder import TRAINING_DATA, is_run, last_checkpoint
-from lightning_atlas.cli.run_scores import run_metrics
-from lightning_atlas.cli.words import Words
-from lightning_atlas.contract import Contract
+from lightning_atlas.intake.weights import SourceWeights, read_file
 
 FORM = "export RUN --output FOLDER"
-KINDS = {"Segmentation": "exclusive", "MultiLabelSegmentation": "overlapping"}
+KINDS = {
+    "Segmentation": "exclusive",
+    "MultiLabelSegmentation": "overlapping",
+    "Classification": "class",
+    "MultiLabelClassification": "labels",
+    "Regression": "values",
+}
 WINDOW = ("patch", "overlap", "batch_size", "mirror")
 PRIVATE = ("command", "folder")
 """Lines of a run's environment that hold paths of the machine on which it ran."""
@@ -83,16 +89,19 @@ def export_run(options: argparse.Namespace) -> list[str]:
         raise ValueError(f"{checkpoint} names no classes, so nobody could tell what its outputs mean")
     network, notes = _network(recipe, source, contract)
     kept = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    own = kept.get("lightning_atlas", {})
     facts = {
         "task": _task(recipe, notes),
         "preprocessing": _preprocessing(recipe),
-        "training": {**_training_data(run), "steps": kept["global_step"], "epochs": kept["epoch"] + 1},
-        "metrics": run_metrics(run, contract.classes),
+        "training": {**_training_data(run), "steps": kept["global_step"], "epochs": kept["epoch"] + 1, **_merged(own)},
+        "metrics": run_metrics(run, contract.classes, contract.predicts),
         "environment": _environment(run),
         "licence": options.licence,
         "citation": options.citation,
-        "source": _source(kept.get("lightning_atlas", {}).get("source")),
+        "source": _source(own.get("source")),
     }
+    if options.bundle and contract.predicts != "voxels":
+        raise ValueError("the run predicts whole scans, and a bundle as written here segments: leave out --bundle")
     write = write_bundle if options.bundle else write_export
     values = write(output, source.tensors, contract, network, facts, options.half, options.overwrite)
     if not options.licence:
@@ -106,7 +115,7 @@ def _told(output: Path, values: Mapping[str, Any], bundle: bool) -> list[str]:
     files = "a MONAI bundle" if bundle else "weights.safetensors, atlas.json and README.md"
     lines = [f"{output}: {files} ({what}, {weights['size_bytes'] / 1e6:.1f} MB), {len(values['classes'])} classes"]
     if not bundle:
-        lines.append(f"segment with it:  python -m lightning_atlas predict --weights {output} --input DIR --output DIR")
+        lines.append(f"predict with it:  python -m lightning_atlas predict --weights {output} --input DIR --output DIR")
         lines.append(
             f"start from it:    python -m lightning_atlas fit RECIPE --model.weights {output} --model.contract adopt"
         )
@@ -118,7 +127,11 @@ def _network(recipe: Any, source: SourceWeights, contract: Contract) -> tuple[di
     given = (recipe.get("model") or {}).get("init_args", {}).get("network")
     if not isinstance(given, Mapping) or "class_path" not in given:
         raise ValueError("recipe.yaml of the run names no network in model.init_args.network")
-    spec, outputs = public_spec(given), len(contract.classes) + (not contract.overlapping)
+    spec, outputs = public_spec(given), len(contract.classes)
+    if contract.predicts != "voxels":
+        spec = _pooled(spec, recipe)
+    elif not contract.overlapping:
+        outputs += 1
     if "out_channels" in spec["init_args"]:
         spec["init_args"]["out_channels"] = outputs
     if not spec["class_path"].startswith(f"{OURS}."):
@@ -134,16 +147,28 @@ def _network(recipe: Any, source: SourceWeights, contract: Contract) -> tuple[di
     return spec, []
 
 
+def _pooled(spec: dict[str, Any], recipe: Any) -> dict[str, Any]:
+    """Return the network that a task of whole scans makes of the recipe's."""
+    if spec["class_path"] == f"{OURS}.PooledEncoder":
+        return spec
+    arguments = recipe["model"]["init_args"].get("task", {}).get("init_args", {})
+    told = {name: arguments[name] for name in ("pooling", "dropout") if name in arguments}
+    init_args = {"network": spec, "out_channels": 1, **told}
+    return {"class_path": f"{OURS}.PooledEncoder", "init_args": init_args}
+
+
 def _task(recipe: Any, notes: list[str]) -> dict[str, Any] | None:
     given = recipe["model"]["init_args"].get("task") or {}
     kind = KINDS.get(str(given.get("class_path")).rpartition(".")[2])
     arguments = given.get("init_args", {})
     window = arguments.get("window", {})
+    if kind is not None and window is None:
+        return {"kind": kind, "window": None}
     if kind is None or not str(window.get("class_path")).endswith("SlidingWindow"):
         notes.append("its task or window is code of your own: `predict --weights` cannot build it elsewhere")
         return None
     sizes = {name: window["init_args"][name] for name in WINDOW if name in window.get("init_args", {})}
-    threshold = {"threshold": arguments["threshold"]} if "threshold" in arguments else {}
+    threshold = {"threshold": arguments["threshold"]} if arguments.get("threshold") else {}
     return {"kind": kind, "window": sizes, **threshold}
 
 
@@ -157,6 +182,12 @@ def _training_data(run: Path) -> dict[str, Any]:
     if path.is_file():
         return json.loads(path.read_text(encoding="utf-8"))
     return {"description": None, "subjects": None, "datasets": None}
+
+
+def _merged(own: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how the verb `merge` made the weights, without names of folders; nothing where it did not."""
+    given = own.get("merged")
+    return {"merged": {**given, "runs": len(given["runs"])}} if given else {}
 
 
 def _environment(run: Path) -> dict[str, str] | None:

@@ -12,11 +12,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from lightning_atlas.adaptation import zoo
-from lightning_atlas.adaptation.weights import check_is_binary, file_sha256
-from lightning_atlas.adaptation.zoo import ZooEntry
 from lightning_atlas.cli.recipes import CommandError
 from lightning_atlas.contract import in_words
+from lightning_atlas.intake import zoo
+from lightning_atlas.intake.weights import check_is_binary, file_sha256
+from lightning_atlas.intake.zoo import ZooEntry
 
 USAGE = "write `weights list`, `weights show NAME` or `weights fetch NAME [--output FOLDER]`"
 UNKNOWN = "not known"
@@ -107,6 +107,8 @@ def fetch(entry: ZooEntry, folder: Path | None = None, opener: Opener | None = N
     target = (folder or entry.path.parent) / entry.path.name
     if target.exists():
         return f"{entry.name} is here: {target}"
+    if entry.by_browser:
+        raise CommandError(f"{entry.name} is handed to browsers alone: open {entry.url} and save the file as {target}")
     archive = entry.url.endswith(".zip")
     file = target.with_name(target.name + ".zip") if archive else target
     try:

@@ -8,15 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_atlas.adaptation import SourceWeights, read_weights, zoo
-from lightning_atlas.adaptation.exported import is_export, precision, public_spec
-from lightning_atlas.adaptation.key_rules import WRAPPERS
-from lightning_atlas.adaptation.weights import NESTS, NUMPY_SCALARS
 from lightning_atlas.cli.recipes import CommandError, find_recipe
 from lightning_atlas.cli.run_folder import describe_run, is_run, last_checkpoint
 from lightning_atlas.cli.words import Words
+from lightning_atlas.intake import SourceWeights, read_weights, zoo
+from lightning_atlas.intake.exported import is_export, precision, public_spec
+from lightning_atlas.intake.key_rules import WRAPPERS
+from lightning_atlas.intake.nests import NESTS
+from lightning_atlas.intake.weights import HARMLESS
 
-FORM = "inspect RUN | inspect WEIGHTS [--config RECIPE] [--json]"
+FORM = (
+    "inspect RUN | inspect WEIGHTS [--config RECIPE [--picture FILE]] [--json] | "
+    "inspect --config RECIPE [--picture FILE] | inspect --rank WEIGHTS WEIGHTS ... --config RECIPE"
+)
 CARD = ("licence", "citation", "training", "metrics", "source")
 """What an export says of itself that is shown."""
 
@@ -30,34 +34,64 @@ def run_inspect(words: Sequence[str]) -> None:
     Raises:
         CommandError: There are no such weights, they cannot be read, or the recipe is refused.
     """
+    if "--rank" in words:
+        from lightning_atlas.cli.ranking import run_rank  # loads Lightning and all parts
+
+        run_rank(words)
+        return
     options, changes = inspect_parser().parse_known_args(list(words))
     if foreign := [word for word in changes if word.startswith("-") and "." not in word]:
         inspect_parser().error(f"unrecognized arguments: {foreign[0]}")
+    _check(options, changes)
+    configs = [find_recipe(word) for word in options.config]
+    if options.weights is None:
+        from lightning_atlas.cli.planning import stated_weights  # loads Lightning and all parts
+
+        options.weights = stated_weights(configs, changes)
+    if options.weights is None:
+        source, found = None, {}
+    else:
+        run = Path(options.weights)
+        if is_run(run) and not options.config and not options.json:
+            print(describe_run(run))
+            return
+        source, name = _read(run, options.weights)
+        found = describe(source, name)
+    if options.config:
+        from lightning_atlas.cli.comparing import compare
+
+        found["recipe"] = compare(source, configs, changes, Path(options.picture) if options.picture else None)
+    print(json.dumps(found, indent=2, ensure_ascii=False) if options.json else "\n".join(in_words(found)))
+
+
+def _check(options: Any, changes: Sequence[str]) -> None:
+    if options.weights is None and not options.config:
+        inspect_parser().error("the following arguments are required: weights, or --config RECIPE")
     if changes and not options.config:
         raise CommandError(f"{' '.join(changes)} changes a recipe, and none is given: add --config RECIPE")
-    run = Path(options.weights)
-    if is_run(run) and not options.config and not options.json:
-        print(describe_run(run))
-        return
-    name = str(last_checkpoint(run)) if is_run(run) else options.weights
+    if options.picture and not options.config:
+        raise CommandError("--picture shows the rates of a recipe, and none is given: add --config RECIPE")
+    if options.picture and Path(options.picture).suffix.lower() != ".png":
+        raise CommandError(f"--picture writes a PNG, and {options.picture} does not end in .png")
+
+
+def _read(run: Path, given: str) -> tuple[SourceWeights, str]:
+    name = str(last_checkpoint(run)) if is_run(run) else given
     try:
-        source = read_weights(name)
+        return read_weights(name), name
     except (OSError, ValueError) as error:
         no_run = "\nnor is it a run: it has no recipe.yaml" if run.is_dir() and not is_export(run) else ""
         raise CommandError(f"{error}{no_run}") from error
-    found = describe(source, name)
-    if options.config:
-        from lightning_atlas.cli.comparing import compare  # loads Lightning and all parts
-
-        found["recipe"] = compare(source, [find_recipe(word) for word in options.config], changes)
-    print(json.dumps(found, indent=2, ensure_ascii=False) if options.json else "\n".join(in_words(found)))
 
 
 def inspect_parser() -> Words:
     """Return what reads the words after the verb."""
     parser = Words("inspect", FORM, description=__doc__)
-    parser.add_argument("weights", help="an export's folder, a published name, a file, or the folder of a run")
-    parser.add_argument("--config", action="append", default=[], help="a recipe: what would it take of the weights?")
+    told = "an export's folder, a published name, a file, or the folder of a run; by default those of the recipe"
+    parser.add_argument("weights", nargs="?", help=told)
+    told = "a recipe: what would it take of the weights, what would move, and how fast?"
+    parser.add_argument("--config", action="append", default=[], help=told)
+    parser.add_argument("--picture", metavar="FILE", help="draw how fast each stage would move over the run, as a PNG")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 
@@ -98,6 +132,9 @@ def _path_of(name: str) -> Path:
     path, published = Path(name).expanduser(), zoo.entries()
     if path.exists():
         return path
+    name = name.rpartition("#")[0] or name  # behind it stands which weights of the file are meant
+    if Path(name).expanduser().exists():
+        return Path(name).expanduser()
     return published[name].path if name in published else Path(name.partition("=")[2]).expanduser()
 
 
@@ -117,7 +154,7 @@ def _published(source: SourceWeights) -> tuple[zoo.ZooEntry | None, list[zoo.Lik
 
 def nest(path: Path) -> str | None:
     """Return under which keys of a checkpoint its tensors lie; `None` where they lie at the top."""
-    with torch.serialization.safe_globals(NUMPY_SCALARS):
+    with torch.serialization.safe_globals(HARMLESS):
         content = torch.load(path, map_location="meta", weights_only=True)
     found: list[str] = []
     while key := next((key for key in NESTS if _holds_tensors(content.get(key))), None):
@@ -144,6 +181,11 @@ def shared_prefix(names: Sequence[str] | Mapping[str, Any]) -> str:
 
 def in_words(found: Mapping[str, Any]) -> list[str]:
     """Return what was found as lines for a person."""
+    lines = _weights_lines(found) if "weights" in found else ["weights: none, the recipe starts from scratch"]
+    return lines + (_recipe_lines(found["recipe"]) if "recipe" in found else [])
+
+
+def _weights_lines(found: Mapping[str, Any]) -> list[str]:
     size = found["size_bytes"]
     lines = [
         f"weights: {found['path']}",
@@ -164,8 +206,7 @@ def in_words(found: Mapping[str, Any]) -> list[str]:
         arguments = ", ".join(f"{key}={value}" for key, value in network["init_args"].items())
         lines.append(f"network: {network['class_path']}({arguments})")
     lines += _contract_lines(found["contract"])
-    lines += [f"{key}: {value}" for key, value in found["card"].items() if isinstance(value, str)]
-    return lines + (_recipe_lines(found["recipe"]) if "recipe" in found else [])
+    return lines + [f"{key}: {value}" for key, value in found["card"].items() if isinstance(value, str)]
 
 
 def _contract_lines(contract: Mapping[str, Any] | None) -> list[str]:
@@ -193,4 +234,10 @@ def _recipe_lines(found: Mapping[str, Any]) -> list[str]:
     for each in found.get("differences", ()):
         words = [word for word in ("allowed", "adopted") if each[word]]
         lines.append(f"  {each['says']}" + (f" ({words[0]} by the recipe)" if words else ""))
-    return lines
+    return lines + _plan_lines(found)
+
+
+def _plan_lines(found: Mapping[str, Any]) -> list[str]:
+    if "table" not in found:
+        return [f"what would move: {found['plan_refused']}"]
+    return ["", f"in a fit of {found['total_steps']} optimizer steps:", found["table"]]

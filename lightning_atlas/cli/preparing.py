@@ -12,7 +12,6 @@ from typing import Any, NoReturn
 import yaml
 from tqdm import tqdm
 
-from lightning_atlas.adaptation import read_weights, zoo
 from lightning_atlas.callbacks.memory import in_words
 from lightning_atlas.cli.recipes import CommandError
 from lightning_atlas.cli.request import Request
@@ -30,6 +29,7 @@ from lightning_atlas.data.survey.fingerprint_sheet import write_sheet
 from lightning_atlas.data.survey.one_pass import check_and_measure
 from lightning_atlas.data.survey.proposal import costs, propose
 from lightning_atlas.data.survey.write_recipe import Start, write_recipe
+from lightning_atlas.intake import read_weights, zoo
 
 SHOWN = 40
 """Lines of notes; defects are all shown."""

@@ -24,7 +24,8 @@ class Request:
         options: What Lightning's parser reads: `--model.weights=...`.
         run: Folder of an earlier fit that stands in the place of a recipe.
         checkpoint: The one that is taken: of that run, or the one that was typed.
-        weights: What `predict` takes in the place of a run: an export's folder, a published name, a file.
+        weights: What `predict` takes in the place of a run, and `test` in that of a recipe's: a folder of an export, a
+            published name, a file.
         input: Folder of scans to predict on.
         output: Folder for predictions.
         overwrite: Whether predictions may be replaced.
@@ -108,7 +109,7 @@ def _read_option(request: Request, rest: list[str]) -> None:
         _read_checkpoint(request, _value(rest))
     elif request.verb == "predict" and key in ("--input", "--output"):
         setattr(request, key.removeprefix("--"), Path(_value(rest)))
-    elif request.verb == "predict" and key == "--weights":
+    elif request.verb != "fit" and key == "--weights":
         request.weights = _value(rest)
     elif request.verb == "predict" and key == "--allow":
         request.allow += _value(rest).split(",")

@@ -20,7 +20,8 @@ def options_of_run(request: Request) -> list[str]:
         return options
     contract = stated_contract(request.checkpoint) if request.checkpoint else {}
     options.append(f"--data.source={json.dumps(scans_of(request.input, contract.get('modality')))}")
-    if contract.get("classes"):  # scans without labels cannot say them
+    voxels = contract.get("predicts", "voxels") == "voxels"  # else the recipe's targets say the names
+    if contract.get("classes") and voxels:  # scans without labels cannot say them
         options.append(f"--data.classes={json.dumps(classes_of(contract))}")
     return options
 

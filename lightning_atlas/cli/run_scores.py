@@ -14,20 +14,41 @@ NOTE = (
     f"Intervals: 95 % of the means over {DRAWS} draws of as many cases with replacement (bootstrap percentiles). They "
     "say how much the mean depends on which cases were scored; patients of another kind are not among these."
 )
+SCAN_NOTE = (
+    "Intervals: 95 % of draws of as many cases with replacement (bootstrap percentiles): too narrow where cases are "
+    "few or all are right. Patients of another kind are not among these."
+)
 SINGLE = "A single case gives no interval: how much the score depends on the case is not known."
 
 
-def run_metrics(run: Path, classes: Sequence[str]) -> dict[str, Any] | None:
+def run_metrics(run: Path, classes: Sequence[str], predicts: str = "voxels") -> dict[str, Any] | None:
     """Return the scores of a run's test, or else of its validation; `None` where it has neither.
 
     Args:
         run: Its folder.
         classes: In the order in which they are to be listed.
+        predicts: As in the contract.
     """
     for split, name in FILES.items():
+        if (run / name).is_file() and predicts != "voxels":
+            return {"split": split, **scan_metrics(run / name.replace("cases", "scores"))}
         if (run / name).is_file():
             return {"split": split, **metrics(read_dice(run / name, classes), classes)}
     return None
+
+
+def scan_metrics(path: Path) -> dict[str, Any]:
+    """Return the scores of whole scans: a row for each class, label or value, and the last for all.
+
+    Args:
+        path: The table that the run wrote, with an interval behind each score.
+    """
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    named = {row.pop("name"): {key: float(cell) if cell else None for key, cell in row.items()} for row in rows}
+    measures = [key.removesuffix("_low") for key in next(iter(named.values())) if key.endswith("_low")]
+    cases = int(named["all"]["n"] or 0)
+    return {"cases": cases, "note": SCAN_NOTE if cases > 1 else SINGLE, "measures": measures, "rows": named}
 
 
 def read_dice(path: Path, classes: Sequence[str]) -> Float[np.ndarray, "cases classes"]:

@@ -23,7 +23,16 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from lightning_atlas.callbacks import Expectation, PredictionWriter, RunReport, ScanCheck, WholeRunProgress
+from lightning_atlas.callbacks import (
+    Expectation,
+    Movement,
+    PredictionTable,
+    PredictionWriter,
+    RatesPicture,
+    RunReport,
+    ScanCheck,
+    WholeRunProgress,
+)
 from lightning_atlas.callbacks.seams import CaseData
 from lightning_atlas.cli.endings import is_refusal, plain_words, unused_gpu
 from lightning_atlas.cli.mistakes import LOGGER, discarded_arguments, explain, name_discarded, read_all
@@ -34,7 +43,7 @@ from lightning_atlas.cli.run_options import options_of_run
 from lightning_atlas.cli.sources import read_sources
 from lightning_atlas.modules import AtlasModule
 
-PARTS = ("networks", "tasks", "inference", "adaptation")
+PARTS = ("networks", "tasks", "inference", "intake", "adaptation")
 """Imported before a recipe is read, so that short names resolve; `data`, above, brings TorchIO's transforms."""
 
 NOISE = (
@@ -47,8 +56,8 @@ NOISE = (
 resumed run that writes to a folder of its own."""
 USAGE = {
     "fit": "RECIPE [RECIPE ...] [--KEY VALUE ...]",
-    "validate": "RUN | RECIPE [RECIPE ...] [--ckpt_path FILE] [--KEY VALUE ...]",
-    "test": "RUN | RECIPE [RECIPE ...] [--ckpt_path FILE] [--KEY VALUE ...]",
+    "validate": "RUN | RECIPE [RECIPE ...] [--ckpt_path FILE | --weights WEIGHTS] [--KEY VALUE ...]",
+    "test": "RUN | RECIPE [RECIPE ...] [--ckpt_path FILE | --weights WEIGHTS] [--KEY VALUE ...]",
     "predict": "RUN | --weights WEIGHTS --input DIR --output DIR [--overwrite] [--allow KEYS] [--KEY VALUE ...]",
 }
 DESCRIPTION = """RECIPE is a file or a packaged recipe's name (`lightning-atlas recipes list`), RUN a folder in which a
@@ -198,14 +207,17 @@ class AtlasCLI(LightningCLI):
 
     def _watchers(self, config: Any, given: list[Callback]) -> list[Callback]:
         """Return the callbacks of every run, less those that the recipe brings or switches off."""
+        ours, fits = isinstance(self.model, AtlasModule), self.request.verb == "fit"
         wanted: list[tuple[bool, type[Callback], Callback]] = [
             (config.enable_progress_bar is not False, ProgressBar, WholeRunProgress()),
-            (self.request.verb != "predict" and isinstance(self.model, AtlasModule), Expectation, Expectation()),
-            (self.request.verb != "predict" and isinstance(self.model, AtlasModule), RunReport, RunReport()),
+            (self.request.verb != "predict" and ours, Expectation, Expectation()),
+            (self.request.verb != "predict" and ours, RunReport, RunReport()),
+            (fits and ours, RatesPicture, RatesPicture()),
+            (fits and ours, Movement, Movement()),
             (config.enable_checkpointing is not False and self.request.verb == "fit", ModelCheckpoint, last_weights()),
         ]
         writers = self._writers(given) if self.request.verb == "predict" else []
-        missing = [ours for use, kind, ours in wanted if use and not any(isinstance(each, kind) for each in given)]
+        missing = [new for use, kind, new in wanted if use and not any(isinstance(each, kind) for each in given)]
         return [] if config.barebones else [*missing, *writers]
 
     def _writers(self, given: list[Callback]) -> list[Callback]:
@@ -214,8 +226,10 @@ class AtlasCLI(LightningCLI):
                 check = ScanCheck(self.request.allow, self.request.output)
             except ValueError as error:
                 raise CommandError(f"--{error}") from error
-            return [PredictionWriter(self.request.output, overwrite=self.request.overwrite), check]
-        if not any(isinstance(each, PredictionWriter | BasePredictionWriter) for each in given):
+            scans = getattr(getattr(self.model, "task", None), "predicts", "voxels") != "voxels"
+            writer = PredictionTable if scans else PredictionWriter
+            return [writer(self.request.output, overwrite=self.request.overwrite), check]
+        if not any(isinstance(each, PredictionTable | PredictionWriter | BasePredictionWriter) for each in given):
             raise CommandError("predict has nowhere to write: add --output DIR")
         return []
 

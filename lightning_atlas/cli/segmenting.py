@@ -5,9 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from lightning_atlas.adaptation import load_weights, read_weights
-from lightning_atlas.adaptation.exported import check_network, check_transforms, public_spec
-from lightning_atlas.adaptation.weights import SourceWeights
 from lightning_atlas.cli.recipes import CommandError
 from lightning_atlas.cli.request import Request
 from lightning_atlas.cli.run_options import classes_of, scans_of
@@ -15,9 +12,13 @@ from lightning_atlas.cli.runner import AtlasCLI, import_parts
 from lightning_atlas.contract import Contract
 from lightning_atlas.data import BatchAugmentation
 from lightning_atlas.data.augmentation.spatial import Mirroring, Spatial
+from lightning_atlas.intake import load_weights, read_weights
+from lightning_atlas.intake.exported import check_network, check_transforms, public_spec
+from lightning_atlas.intake.weights import SourceWeights
 from lightning_atlas.networks import Network
 
-TASKS = {False: "lightning_atlas.tasks.Segmentation", True: "lightning_atlas.tasks.MultiLabelSegmentation"}
+VOXEL_TASKS = {False: "Segmentation", True: "MultiLabelSegmentation"}
+SCAN_TASKS = {"class": "Classification", "labels": "MultiLabelClassification", "values": "Regression"}
 TRAINER = {"accelerator": "auto", "devices": 1}
 
 
@@ -34,15 +35,16 @@ def segment(request: Request) -> None:
     name = str(request.weights)
     try:
         source = read_weights(name)
-        contract = _usable(source, name)
+        contract = usable(source, name)
     except (OSError, ValueError) as error:
         raise CommandError(str(error)) from error
+    _ask_for_spacing(request, source, contract)
     if not request.asks_only:
         print(f"weights: {source.origin} ({len(contract.classes)} classes, sha256 {source.sha256[:12]})", flush=True)
     Segmenter(request, source, contract)
 
 
-def _usable(source: SourceWeights, name: str) -> Contract:
+def usable(source: SourceWeights, name: str) -> Contract:
     """Return the contract of weights that can predict by themselves.
 
     Raises:
@@ -60,6 +62,21 @@ def _usable(source: SourceWeights, name: str) -> Contract:
     check_network(public_spec(source.network))
     check_transforms(source.card.get("preprocessing"))
     return source.contract
+
+
+def _ask_for_spacing(request: Request, source: SourceWeights, contract: Contract) -> None:
+    """Refuse to guess the voxel size of weights that were published without one.
+
+    Raises:
+        CommandError: Nobody says it; says what to type.
+    """
+    stated = contract.spacing_mm is not None or source.card.get("preprocessing") is not None
+    if stated or request.asks_only or any("preprocess" in each for each in request.options):
+        return
+    raise CommandError(
+        f"{request.weights}: the voxel size that these weights were trained on is not known; say one, in mm: "
+        "--data.preprocess '[{class_path: torchio.Resample, init_args: {target: [1, 1, 1]}}]', or [] for the files' own"
+    )
 
 
 class Segmenter(AtlasCLI):
@@ -84,27 +101,33 @@ class Segmenter(AtlasCLI):
         card = self.source.card
         task: Mapping[str, Any] = card.get("task") or {}
         sizes = task.get("window", {key: card[key] for key in ("patch",) if key in card})
-        window = {"class_path": "lightning_atlas.inference.SlidingWindow", "init_args": dict(sizes)}
+        window = {"class_path": "lightning_atlas.inference.SlidingWindow", "init_args": dict(sizes or {})}
+        window = None if sizes is None else window
+        name = SCAN_TASKS.get(self.contract.predicts) or VOXEL_TASKS[self.contract.overlapping]
         arguments = {"window": window, **{key: task[key] for key in ("threshold",) if key in task}}
         init_args = {
             "network": public_spec(self.source.network or {}),
-            "task": {"class_path": TASKS[self.contract.overlapping], "init_args": arguments},
+            "task": {"class_path": f"lightning_atlas.tasks.{name}", "init_args": arguments},
         }
         return {"class_path": "lightning_atlas.modules.SupervisedPretraining", "init_args": init_args}
 
     def _data(self) -> dict[str, Any]:
         values = self.contract.to_dict()
-        init_args = {
+        init_args: dict[str, Any] = {
             "source": scans_of(self.request.input or Path(), values["modality"]),  # none is needed for --help
-            "classes": classes_of(values),
             "preprocess": self.source.card.get("preprocessing"),
         }
+        if values["predicts"] == "voxels":
+            init_args["classes"] = classes_of(values)
+        else:
+            told = {"kind": values["predicts"], "names": values["classes"]}
+            init_args["targets"] = {"class_path": "lightning_atlas.data.Targets", "init_args": told}
         return {"class_path": "lightning_atlas.data.ScanDataModule", "init_args": init_args}
 
     def instantiate_classes(self) -> None:
         """Build what the weights ask for, and fill the network with them, whole."""
         super().instantiate_classes()
-        if self.model.task.window.mirror:  # asks the data along which axes training mirrored
+        if getattr(self.model.task.window, "mirror", False):  # asks the data along which axes training mirrored
             mirroring = Mirroring(axes=cast(Any, self.contract.mirrored_axes))
             self.datamodule.augment = BatchAugmentation(Spatial(mirroring=mirroring), swap_sides=True)
         try:

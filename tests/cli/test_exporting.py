@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import lightning_atlas.data
-from lightning_atlas.adaptation import read_weights
-from lightning_atlas.adaptation.weights import read_file
 from lightning_atlas.cli import main
 from lightning_atlas.data.embedded import HERE as EMBEDDED
+from lightning_atlas.intake import read_weights
+from lightning_atlas.intake.weights import read_file
 
 RECIPE = """\
 model:

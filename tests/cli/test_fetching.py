@@ -11,10 +11,10 @@ from urllib.request import urlopen
 import pytest
 import torch
 
-from lightning_atlas.adaptation import zoo
-from lightning_atlas.adaptation.intake import read_weights
 from lightning_atlas.cli import fetching
 from lightning_atlas.cli.recipes import CommandError
+from lightning_atlas.intake import zoo
+from lightning_atlas.intake.loading import read_weights
 
 
 class Server(BaseHTTPRequestHandler):

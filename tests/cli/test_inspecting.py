@@ -3,13 +3,14 @@
 import json
 from pathlib import Path
 
+import matplotlib.image
 import pytest
 import torch
 
 from lightning_atlas.cli import main
 from lightning_atlas.networks import UNet
 
-FORMATS = Path(__file__).parents[1] / "adaptation" / "formats"
+FORMATS = Path(__file__).parents[1] / "intake" / "formats"
 RECIPE = """\
 model:
   class_path: TransferLearning
@@ -160,3 +161,71 @@ def test_a_window_that_scans_in_other_units_cannot_have_is_not_said_to_be_adopte
     differences = found(inspect, *words)["recipe"]["differences"]
     told = {each["key"]: (each["allowed"], each["adopted"]) for each in differences}
     assert told == dict.fromkeys(("modality", "normalization", "window"), (True, False))
+
+
+def overlay(folder: Path, adaptation: str) -> list[object]:
+    optimizer = "{class_path: torch.optim.AdamW, init_args: {lr: 0.01}}"
+    text = (
+        f"model: {{init_args: {{optimizer: {optimizer}, adaptation: [{adaptation}]}}}}\ntrainer: {{max_steps: 100}}\n"
+    )
+    (folder / "method.yaml").write_text(text, encoding="utf-8")
+    return ["--config", folder / "recipe.yaml", "--config", folder / "method.yaml"]
+
+
+def test_a_recipe_shows_what_would_move_and_how_fast(inspect, tmp_path):
+    words = overlay(tmp_path, "{class_path: LayerWiseDecay, init_args: {decay: 0.5}}")
+    told = found(inspect, FORMATS / "1", *words)["recipe"]
+    *body, head = told["stages"]
+    assert told["total_steps"] == 100
+    assert sum(each["tensors"] for each in told["stages"]) == 22
+    assert [each["fresh"] for each in told["stages"]] == [False] * len(body) + [True]
+    assert [each["rate"]["peak"] for each in body] == pytest.approx([0.01 * 0.5**n for n in reversed(range(len(body)))])
+    assert (head["rate"], head["weight_decay"]) == ({"start": 0.01, "peak": 0.01, "end": 0.01}, 0.01)
+    assert all(each["moving"] == each["parameters"] for each in told["stages"])
+    code, out, _ = inspect(FORMATS / "1", *words)
+    assert code == 0
+    lines = out.partition("in a fit of 100 optimizer steps:\n")[2].splitlines()
+    assert [line.split()[0] for line in lines[1 : len(body) + 2]] == [each["stage"] for each in told["stages"]]
+
+
+def test_the_picture_shows_the_rates_and_a_recipe_needs_no_weights_beside_its_own(inspect, tmp_path):
+    picture = tmp_path / "new" / "rates.png"
+    words = [*overlay(tmp_path, "{class_path: HeadOnly}"), "--picture", picture]
+    told = found(inspect, *words, f"--model.weights={FORMATS / '1'}")
+    assert told["kind"] == "export of lightning_atlas"
+    assert [each["moving"] > 0 for each in told["recipe"]["stages"]] == [False] * (
+        len(told["recipe"]["stages"]) - 1
+    ) + [True]
+    assert matplotlib.image.imread(picture)[..., :3].std() > 0.05
+    code, out, _ = inspect(
+        *words[:2], "--trainer.max_steps=3", "--model.network=UNet", "--model.network.features=[2,4]"
+    )
+    assert (code, "the recipe starts from scratch" in out, "yes, fresh" in out) == (0, True, True)
+
+
+@pytest.mark.parametrize(
+    ("adaptation", "steps", "told"),
+    [
+        ("{class_path: SurgicalBlock, init_args: {first: encoder.9}}", 5, "no stage is called encoder.9"),
+        ("{class_path: HeadOnly}", -1, "set trainer.max_steps"),
+    ],
+)
+def test_what_cannot_be_planned_is_said(inspect, tmp_path, adaptation, steps, told):
+    words = overlay(tmp_path, adaptation)
+    changes = [f"--trainer.max_steps={steps}", "--trainer.max_epochs=-1"]
+    code, out, _ = inspect(FORMATS / "1", *words, *changes)
+    assert (code, told in out) == (0, True)
+
+
+def test_a_decay_that_leaves_nearly_nothing_is_warned_of_once(inspect, tmp_path):
+    words = overlay(tmp_path, "{class_path: LayerWiseDecay, init_args: {decay: 0.05}}")
+    assert inspect(FORMATS / "1", *words)[1].count("caution: LayerWiseDecay leaves the first stage") == 1
+    words = overlay(tmp_path, "{class_path: LayerWiseDecay, init_args: {decay: 0.9}}")
+    assert "caution" not in inspect(FORMATS / "1", *words)[1]
+
+
+def test_a_picture_needs_a_recipe_and_is_a_png(inspect, tmp_path):
+    code, _, err = inspect(FORMATS / "1", "--picture", "rates.png")
+    assert (code, "add --config RECIPE" in err) == (2, True)
+    code, _, err = inspect(FORMATS / "1", "--config", tmp_path / "recipe.yaml", "--picture", "rates.svg")
+    assert (code, "does not end in .png" in err) == (2, True)

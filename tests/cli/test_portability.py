@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import lightning_atlas
 
 SCRIPT = """
@@ -22,6 +24,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_fit_and_predict_need_no_sigusr1_no_wide_code_page_and_no_plain_folder(tmp_path):
     folder = tmp_path / "Prüfung eins"
     scans = folder / "scans à moi"

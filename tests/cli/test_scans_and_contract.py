@@ -64,6 +64,7 @@ def test_scans_are_prepared_as_the_weights_expect_and_never_as_the_recipe_has_it
     assert spacings(store) == {3.0}
 
 
+@pytest.mark.slow
 def test_a_scan_of_another_kind_is_refused_by_name_and_predicted_when_allowed(run, tmp_path, capsys):
     folder = scans(tmp_path / "in", "spine_ct", "abdomen_ct")
     assert predict(run, folder) == 2

@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_atlas.adaptation.exported import write_export
 from lightning_atlas.cli import main
 from lightning_atlas.contract import Contract
+from lightning_atlas.intake.exported import write_export
 from lightning_atlas.networks import UNet
 
-FORMATS = Path(__file__).parents[1] / "adaptation" / "formats"
+FORMATS = Path(__file__).parents[1] / "intake" / "formats"
 CPU = "--trainer.accelerator=cpu"
 
 
 @pytest.fixture
 def scans(tmp_path):
-    """The scan of `tests/adaptation/test_exported.py`, on voxels of 3 mm."""
+    """The scan of `tests/intake/test_exported.py`, on voxels of 3 mm."""
     i, j, k = torch.meshgrid(*(torch.arange(side) for side in (24, 20, 16)), indexing="ij")
     values = (300 * torch.sin(i / 4) * torch.cos(j / 5) + 150 * torch.sin(k / 3) - 50).round()
     (tmp_path / "scans").mkdir()
