@@ -1,3 +1,4 @@
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,10 @@ METHODS = sorted(RECIPES.glob("method/*.yaml"))
 TARGET = RECIPES / "target" / "abdomen_mr.yaml"
 SMOKE = RECIPES / "machine" / "smoke.yaml"
 OVERLAPPING = RECIPES / "machine" / "smoke_overlapping.yaml"
+SCANS = RECIPES / "machine" / "smoke_targets.yaml"
+VALID = RECIPES / "machine" / "smoke_valid.yaml"
+OWN_LAYOUT = ("totalsegmentator_*", "imagecas", "jhh_pancreas", "flare2?", "saros")
+"""Run on files made in their datasets' layouts: tests/test_targets.py."""
 SMALLER = {
     # Five halvings of 32 voxels leave one, which cannot be normalised; and 62 million parameters are many for a test.
     "suprem_swin_unetr": [
@@ -21,6 +26,14 @@ SMALLER = {
         "--model.task.window.patch=[64, 64, 64]",
     ]
 }
+
+LONG = ("suprem_unet", "suprem_swin_unetr", "body_region_ct")
+"""Complete recipes that are run by `-m slow`: large networks, many scans."""
+QUICK = ("heads_first", "layer_wise_decay", "lora")
+"""Methods that are run by default; all are parsed and built in other tests, and run by `-m slow`."""
+PASSES_FOR_EACH_CHANNEL = ("delta",)
+OTHER_NETWORK = {"stochastic_norm": ["--model.network=GenesisUNet", "--model.network.init_filters=2"]}
+"""Methods that the network of the target has no layers for, and one that has."""
 
 
 def name(path):
@@ -35,21 +48,43 @@ def fit(*recipes, folder, options=()):
     return checkpoints[0].parent.parent
 
 
-@pytest.mark.parametrize("recipe", COMPLETE, ids=name)
+COMPLETE_RUNS = [
+    pytest.param(each, id=name(each), marks=pytest.mark.slow if each.stem in LONG else ())
+    for each in COMPLETE
+    if not any(fnmatch(each.stem, own) for own in OWN_LAYOUT)
+]
+
+
+@pytest.mark.parametrize("recipe", COMPLETE_RUNS)
 def test_every_complete_recipe_runs_one_step(recipe, tmp_path):
     overlaps = "exclusive: false" in recipe.read_text(encoding="utf-8")
-    overlays = [SMOKE, OVERLAPPING] if overlaps else [SMOKE]
+    scans = "class_path: Targets" in recipe.read_text(encoding="utf-8")
+    valid = "class_path: ValidUNet" in recipe.read_text(encoding="utf-8")
+    overlays = [SMOKE, *([OVERLAPPING] if overlaps else []), *([SCANS] if scans else []), *([VALID] if valid else [])]
     run = fit(recipe, *overlays, folder=tmp_path, options=SMALLER.get(recipe.stem, ()))
     assert {"recipe.yaml", "environment.txt", "scores.csv"} <= {path.name for path in run.iterdir()}
 
 
-@pytest.mark.parametrize("method", METHODS, ids=name)
+METHOD_RUNS = [
+    pytest.param(each, id=name(each), marks=() if each.stem in QUICK else pytest.mark.slow)
+    for each in METHODS
+    if each.stem not in OTHER_NETWORK
+]
+
+
+@pytest.mark.parametrize("method", METHOD_RUNS)
 def test_every_method_runs_on_a_target_and_a_start(method, tmp_path):
-    run = fit(TARGET, RECIPES / "start" / "starter.yaml", method, SMOKE, folder=tmp_path)
+    smaller = ["--data.patches.size=[16, 16, 16]"] if method.stem in PASSES_FOR_EACH_CHANNEL else []
+    run = fit(TARGET, RECIPES / "start" / "starter.yaml", method, SMOKE, folder=tmp_path, options=smaller)
     merged, overlay = (yaml.safe_load(path.read_text(encoding="utf-8")) for path in (run / "recipe.yaml", method))
-    made, asked = (each["model"]["init_args"]["adaptation"] for each in (merged, overlay))
+    made, asked = (each["model"]["init_args"].get("adaptation") or [] for each in (merged, overlay))
     assert [each["class_path"].rpartition(".")[2] for each in made] == [each["class_path"] for each in asked]
     assert merged["model"]["init_args"]["weights"] == "starter_abdomen_ct"
+
+
+@pytest.mark.parametrize("stem", OTHER_NETWORK)
+def test_every_method_for_other_networks_runs_on_one(stem, tmp_path):
+    fit(TARGET, RECIPES / "method" / f"{stem}.yaml", SMOKE, folder=tmp_path, options=OTHER_NETWORK[stem])
 
 
 @pytest.mark.parametrize("overlay", [*STARTS, *METHODS, *sorted(RECIPES.glob("machine/*.yaml"))], ids=name)

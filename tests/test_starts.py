@@ -5,13 +5,15 @@ from typing import Any
 import pytest
 import yaml
 
-from lightning_atlas.adaptation.intake import load_weights
-from lightning_atlas.adaptation.weights import SourceWeights
-from lightning_atlas.adaptation.zoo import build_network, entries
 from lightning_atlas.cli import main
 from lightning_atlas.cli.recipes import recipes_folder
 from lightning_atlas.contract import PREPROCESSED, SEEN
+from lightning_atlas.intake.loading import load_weights
+from lightning_atlas.intake.weights import SourceWeights
+from lightning_atlas.intake.zoo import build_network, entries
 
+NOT_PUBLISHED = {"humpire_valid_unet": {"spacing_mm"}}
+"""What a start leaves to the target, because nobody has published it."""
 STARTS = sorted((recipes_folder() / "start").glob("*.yaml"))
 
 
@@ -31,7 +33,8 @@ def test_a_start_from_weights_has_the_data_prepared_as_they_expect(path):
         return
     assert settings["contract"] == "adopt"
     contract = entries()[settings["weights"]].contract
-    assert all(getattr(contract, key) for key in PREPROCESSED)
+    not_stated = {key for key in PREPROCESSED if not getattr(contract, key)}
+    assert not_stated == NOT_PUBLISHED.get(settings["weights"], set())
     assert not any(getattr(contract, key) for key in SEEN)
 
 
