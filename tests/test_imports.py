@@ -16,21 +16,34 @@ import lightning_atlas
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "lightning_atlas"
 
-LEAVES = {"networks", "losses", "metrics", "inference", "contract", "pyramid"}
-EVERYTHING = LEAVES | {"types", "adaptation", "tasks", "modules", "data", "callbacks", "study", "cli"}
+LEAVES = {"networks", "losses", "metrics", "scan_metrics", "decisions", "inference", "contract", "pyramid"}
+EVERYTHING = LEAVES | {
+    "types",
+    "intake",
+    "adaptation",
+    "ranking",
+    "tasks",
+    "modules",
+    "data",
+    "callbacks",
+    "study",
+    "cli",
+}
 MAY_IMPORT = {
     "types": set(),
     **{leaf: {"types"} for leaf in LEAVES},
-    "adaptation": {"types", *LEAVES},
+    "intake": {"types", *LEAVES},
+    "adaptation": {"types", *LEAVES, "intake"},
+    "ranking": {"types", *LEAVES},
     "tasks": {"types", *LEAVES},
-    "modules": {"types", *LEAVES, "adaptation", "tasks"},
+    "modules": {"types", *LEAVES, "intake", "adaptation", "tasks"},
     "data": {"types", "contract"},
-    "callbacks": {"types", "metrics", "contract"},
+    "callbacks": {"types", "networks", "metrics", "scan_metrics", "decisions", "contract"},
     **dict.fromkeys(("study", "cli", "__main__", "__init__"), EVERYTHING),
 }
 ONLY_IN = {
     "torchio": {"data"},
-    "lightning": {"modules", "data", "callbacks", "cli", "study"},
+    "lightning": {"adaptation", "modules", "data", "callbacks", "cli", "study"},
 }
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 import lightning_atlas
-from lightning_atlas.adaptation.zoo import entries
 from lightning_atlas.cli import main
 from lightning_atlas.cli.command import VERBS
 from lightning_atlas.cli.exporting import export_parser
 from lightning_atlas.cli.preparing import prepare_parser
 from lightning_atlas.cli.request import read_request
+from lightning_atlas.intake.zoo import entries
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -10,8 +10,8 @@ import csv
 import sys
 from pathlib import Path
 
-from lightning_atlas.adaptation import load_weights, read_weights, zoo
 from lightning_atlas.cli import main
+from lightning_atlas.intake import load_weights, read_weights, zoo
 
 NAME = "starter_abdomen_ct"
 RECIPE = f"pretrain/{NAME}"
