@@ -11,7 +11,10 @@ import lightning_atlas
 from lightning_atlas.cli import main
 from lightning_atlas.cli.command import VERBS
 from lightning_atlas.cli.exporting import export_parser
+from lightning_atlas.cli.inspecting import inspect_parser
 from lightning_atlas.cli.preparing import prepare_parser
+from lightning_atlas.cli.ranking import rank_parser
+from lightning_atlas.cli.recipes import find_recipe
 from lightning_atlas.cli.request import read_request
 from lightning_atlas.intake.zoo import entries
 
@@ -66,7 +69,16 @@ def test_the_two_commands_are_given_for_powershell_too():
     assert "fit --config recipes/quickstart.yaml" in powershell
 
 
-@pytest.mark.parametrize("words", commands(), ids=" ".join)
+PLANS = [words for words in commands("inspect") if "--rank" in words or "--picture" in words]
+
+
+@pytest.mark.parametrize("words", PLANS, ids=" ".join)
+def test_what_would_move_and_ranks_are_asked_of_recipes_that_exist(words):
+    read = (rank_parser() if "--rank" in words else inspect_parser()).parse_args(words[1:])
+    assert all(find_recipe(each).is_file() for each in read.config)
+
+
+@pytest.mark.parametrize("words", [each for each in commands() if each not in PLANS], ids=" ".join)
 def test_a_command_names_verbs_recipes_and_keys_that_exist(words, capsys):
     verb, *rest = words
     written = {each[each.index("--recipe") + 1] for each in commands() if "--recipe" in each}

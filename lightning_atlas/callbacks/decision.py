@@ -1,6 +1,5 @@
 """Decisions about patients, made from segmentations: is there a lesion?"""
 
-import csv
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor
 from lightning_atlas.callbacks.layering import looked_up
 from lightning_atlas.callbacks.progress import say
 from lightning_atlas.callbacks.seams import scored
+from lightning_atlas.callbacks.tables import write_rows
 from lightning_atlas.decisions import (
     UNKNOWN,
     Accuracy,
@@ -138,9 +138,9 @@ class PatientDecision(Callback):
             return
         folder = Path(log_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / "decisions.csv", [_row(name, found) for name, found in self.results.items()])
+        write_rows(folder / "decisions.csv", [_row(name, found) for name, found in self.results.items()])
         names, score, truth = self._per_patient(trainer)
-        _write(
+        write_rows(
             folder / "patients.csv",
             [
                 {"patient": name} | {key: value for pair in self._cells(score[row], truth[row]) for key, value in pair}
@@ -196,12 +196,5 @@ def _row(name: str, found: Accuracy) -> dict[str, Any]:
     row: dict[str, Any] = {"lesion": name, "positives": found.positives, "negatives": found.negatives}
     for share in SHARES:
         for end, value in zip(("", " low", " high"), getattr(found, share), strict=True):
-            row[share + end] = "" if value != value else f"{value:.6g}"
+            row[share + end] = value
     return row
-
-
-def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)

@@ -7,8 +7,9 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_atlas.callbacks.progress import say
-from lightning_atlas.callbacks.scan_report import predicted_cells, write_rows
+from lightning_atlas.callbacks.scan_report import predicted_cells
 from lightning_atlas.callbacks.seams import scored
+from lightning_atlas.callbacks.tables import write_rows
 from lightning_atlas.types import Batch, ScanPrediction
 
 TABLE = "predictions.csv"

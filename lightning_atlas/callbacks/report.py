@@ -1,6 +1,5 @@
 """What a run ends with: the table, the pictures, and where everything is."""
 
-import csv
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -23,6 +22,7 @@ from lightning_atlas.callbacks.overlay import Scene, overlay
 from lightning_atlas.callbacks.pictures import publish
 from lightning_atlas.callbacks.progress import say
 from lightning_atlas.callbacks.seams import Scored, case_data, scored
+from lightning_atlas.callbacks.tables import write_rows
 from lightning_atlas.metrics import DiceResult
 from lightning_atlas.scan_metrics import ScanResult
 from lightning_atlas.types import Batch, Prediction
@@ -243,7 +243,7 @@ def write_scores(
         if baseline.result is not None:
             for row, other in zip(rows, baseline.result.rows(classes), strict=True):
                 row[f"dice of {baseline.NAME}"] = other["dice"]
-    _write(path, rows)
+    write_rows(path, rows)
 
 
 def write_cases(path: Path, result: DiceResult, classes: Sequence[str], subjects: Sequence[str]) -> None:
@@ -252,7 +252,7 @@ def write_cases(path: Path, result: DiceResult, classes: Sequence[str], subjects
         {"subject": subjects[index], "mean": dice.nanmean().item(), **dict(zip(classes, dice.tolist(), strict=True))}
         for index, dice in zip(result.index.tolist(), result.dice, strict=True)
     ]
-    _write(path, rows)
+    write_rows(path, rows)
 
 
 def dataset_table(datasets: Mapping[str, DiceResult]) -> str:
@@ -271,20 +271,7 @@ def write_datasets(path: Path, datasets: Mapping[str, DiceResult], classes: Sequ
     for name, result in datasets.items():
         drawn = [*(~result.reference_ml.isnan()).any(0).tolist(), True]
         rows += [{"dataset": name, **row} for row, kept in zip(result.rows(classes), drawn, strict=True) if kept]
-    _write(path, rows)
-
-
-def _write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
-
-
-def _cell(value: Any) -> Any:
-    if isinstance(value, float):
-        return "" if math.isnan(value) else f"{value:.6g}"
-    return value
+    write_rows(path, rows)
 
 
 def _overlay(shown: Shown, result: DiceResult, classes: Sequence[str], description: str) -> Figure:

@@ -1,6 +1,5 @@
 """What a report says where whole scans are predicted: scores with intervals, and the prediction of each case."""
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from lightning_atlas.callbacks.overlay import PALETTE
+from lightning_atlas.callbacks.tables import write_rows
 from lightning_atlas.scan_metrics import Kind, ScanResult
 
 GREY = "#5A5A5A"
@@ -68,20 +68,6 @@ def write_scans(folder: Path, prefix: str, result: ScanResult, names: Sequence[s
     """
     write_rows(folder / f"{prefix}scores.csv", result.rows(names))
     write_rows(folder / f"{prefix}cases.csv", case_rows(result, names, subjects))
-
-
-def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write a CSV table; what does not exist is left empty."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
-
-
-def _cell(value: Any) -> Any:
-    if isinstance(value, float):
-        return "" if math.isnan(value) else f"{value:.6g}"
-    return value
 
 
 def predictions_figure(result: ScanResult, names: Sequence[str], title: str, subtitle: str = "") -> Figure:

@@ -39,6 +39,9 @@ HELP = """usage: lightning-atlas VERB ... [--debug]
                                                between its weights and those it began from; or runs' mean
   inspect RUN                                  what its checkpoint is, what it expects, how it scored
   inspect WEIGHTS [--config RECIPE] [--json]   what they are, and what a recipe would take of them
+  inspect --config RECIPE [--picture FILE]     what would move in a fit, when and how fast
+  inspect --rank WEIGHTS WEIGHTS ... --config RECIPE
+                                               put weights in an order for a recipe, without training
   weights list | show NAME | fetch NAME        published weights: names, cards, downloads
   recipes list | show NAME | copy NAME [FILE]  the recipes that come with the package
 

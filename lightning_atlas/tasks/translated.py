@@ -1,22 +1,19 @@
 """Predictions of weights that know other classes than the data: read in the data's, and scored there."""
 
 from collections.abc import Callable, Sequence
-from typing import cast
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from lightning_atlas.metrics import CaseDice, DiceResult
-from lightning_atlas.tasks.base import Split, Task
-from lightning_atlas.tasks.voxels import Probabilities, VoxelTask
+from lightning_atlas.tasks.voxels import DiceTask, Probabilities, VoxelTask
 from lightning_atlas.types import Batch, Logits, Prediction
 
 Translate = Callable[[Bool[Tensor, "rows classes"]], Bool[Tensor, "rows others"]]
 """Takes a table of predictions from the classes of the weights to those of the data."""
 
 
-class TranslatedTask(Task):
+class TranslatedTask(DiceTask):
     """Scores what a network predicts in its own classes against data with others; nothing is learned.
 
     Args:
@@ -30,7 +27,6 @@ class TranslatedTask(Task):
         self.task = task
         self.classes = tuple(classes)
         self.translate = translate
-        self.scores = nn.ModuleDict()
 
     def outputs(self, classes: Sequence[str]) -> int:
         """Return the number of the weights' outputs, whatever the data tell apart."""
@@ -39,7 +35,7 @@ class TranslatedTask(Task):
     def setup(self, classes: Sequence[str], mirrored_axes: Sequence[str] = (), overlapping: bool = False) -> None:
         """Make the metrics of the data's classes."""
         self.task.setup(self.classes, mirrored_axes, self.task.overlapping)
-        self.scores.update({split: CaseDice(len(classes)) for split in ("val", "test")})
+        self.score(len(classes))
 
     def loss(self, logits: Tensor | Sequence[Tensor], batch: Batch) -> dict[str, Tensor]:
         """Refuse to learn.
@@ -69,21 +65,3 @@ class TranslatedTask(Task):
         if self.task.overlapping:
             return torch.stack([(known * part[:, None, None, None]).amax(1) for part in parts], 1)
         return torch.einsum("boijk,co->bcijk", known, parts.to(known.dtype))
-
-    def update(self, split: Split, prediction: Prediction, batch: Batch) -> None:
-        """Score a prediction where the data's classes were drawn."""
-        label = batch["label"]
-        here = Prediction(*(each.to(label.device) for each in prediction))
-        voxel_ml = batch["spacing_mm"].prod(1) / 1000
-        self._metric(split).update(here, label, batch["states"], batch["drawn"], batch["index"], voxel_ml)
-
-    def compute(self, split: Split) -> DiceResult:
-        """Return Dice and volumes of each case and class, over all ranks."""
-        return self._metric(split).compute()
-
-    def reset(self, split: Split) -> None:
-        """Forget the scores."""
-        self._metric(split).reset()
-
-    def _metric(self, split: Split) -> CaseDice:
-        return cast(CaseDice, self.scores[split])

@@ -21,7 +21,41 @@ Probabilities = Float[Tensor, "batch classes i j k"]
 """Of each class in each voxel, without the background's."""
 
 
-class VoxelTask(Task):
+class DiceTask(Task):
+    """Scores predictions of voxels where their classes were drawn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scores = nn.ModuleDict()
+
+    def score(self, classes: int) -> None:
+        """Make a `CaseDice` for validation and one for the test.
+
+        Args:
+            classes: Of the data.
+        """
+        self.scores.update({split: CaseDice(classes) for split in ("val", "test")})
+
+    def update(self, split: Split, prediction: Prediction, batch: Batch) -> None:
+        """Score a prediction where its classes were drawn."""
+        label = batch["label"]
+        here = Prediction(*(each.to(label.device) for each in prediction))
+        voxel_ml = batch["spacing_mm"].prod(1) / 1000
+        self._metric(split).update(here, label, batch["states"], batch["drawn"], batch["index"], voxel_ml)
+
+    def compute(self, split: Split) -> DiceResult:
+        """Return Dice and volumes of each case and class, over all ranks."""
+        return self._metric(split).compute()
+
+    def reset(self, split: Split) -> None:
+        """Forget the scores."""
+        self._metric(split).reset()
+
+    def _metric(self, split: Split) -> CaseDice:
+        return cast(CaseDice, self.scores[split])
+
+
+class VoxelTask(DiceTask):
     """Says of every voxel in which classes it is; a subclass has the terms of the loss and the decoding.
 
     Args:
@@ -48,7 +82,6 @@ class VoxelTask(Task):
         self.window = window
         self.weights = dict(weights)
         self.deep_supervision = deep_supervision
-        self.scores = nn.ModuleDict()
 
     def outputs(self, classes: Sequence[str]) -> int:
         """Return one for each class, and one for the background where classes exclude each other."""
@@ -64,7 +97,7 @@ class VoxelTask(Task):
             raise ValueError(self.misfit)
         first = self.outputs(())  # behind the background, if there is one
         self.window.set_mirroring(mirrored_axes, [(first + one, first + other) for one, other in side_pairs(classes)])
-        self.scores.update({split: CaseDice(len(classes)) for split in ("val", "test")})
+        self.score(len(classes))
 
     def terms(self, logits: Logits, label: Label, batch: Batch) -> Losses:
         """Return the terms of the loss of one output of the network, each a value per case.
@@ -105,24 +138,6 @@ class VoxelTask(Task):
     def infer(self, network: nn.Module, image: Image) -> Logits:
         """Return the logits of whole images."""
         return self.window(network, image)
-
-    def update(self, split: Split, prediction: Prediction, batch: Batch) -> None:
-        """Score a prediction where its classes were drawn."""
-        label = batch["label"]
-        here = Prediction(*(each.to(label.device) for each in prediction))
-        voxel_ml = batch["spacing_mm"].prod(1) / 1000
-        self._metric(split).update(here, label, batch["states"], batch["drawn"], batch["index"], voxel_ml)
-
-    def compute(self, split: Split) -> DiceResult:
-        """Return Dice and volumes of each case and class, over all ranks."""
-        return self._metric(split).compute()
-
-    def reset(self, split: Split) -> None:
-        """Forget the scores."""
-        self._metric(split).reset()
-
-    def _metric(self, split: Split) -> CaseDice:
-        return cast(CaseDice, self.scores[split])
 
     def _check_outputs(self, found: int, classes: int) -> None:
         if found != (expected := classes + (not self.overlapping)):

@@ -4,24 +4,28 @@
 
 All arms are `recipes/pretrain/organs_abdomen_ct.yaml` (20 overlapping classes, sigmoid) on the same twelve warps of one
 scan, as three datasets of four: `dense` has everything drawn; in `partial` each dataset lacks another third of the
-structures, so that a class of one structure is drawn in two of three cases, and one of many in fewer or none; in
-`sparse` every fifth slice is drawn. Validation is dense. The numbers come from a simulated cohort of one scan: they
+classes, with all their structures, so that every class is drawn in two of three cases; in `sparse` every fifth slice
+is drawn. Validation is dense. The numbers come from a simulated cohort of one scan: they
 show mechanics, and are no evidence about patients.
 """
 
 import argparse
 import json
 import time
+from fnmatch import fnmatchcase
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import nibabel
+import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_atlas.cli import main
+from lightning_atlas.cli.recipes import find_recipe
 from lightning_atlas.data.embedded import embedded_case
 
+RECIPE = "pretrain/organs_abdomen_ct"
 SCAN = "abdomen_ct"
 ARMS = ("dense", "partial", "sparse")
 DATASETS = 3
@@ -29,17 +33,29 @@ DATASETS = 3
 
 def source(arm: str) -> dict[str, Any]:
     """Return the mixture of an arm, as in a recipe; only the first dataset has a validation and a test subject."""
-    names = list(embedded_case(SCAN, "train").names)
+    together = structures()
     cohorts = {}
     for number in range(DATASETS):
         held_out = int(number == 0)
         options = {"scan": SCAN, "train": 4, "val": held_out, "test": held_out, "displacement_mm": 15, "seed": number}
         if arm == "partial":
-            options["drawn"] = [name for place, name in enumerate(names) if place % DATASETS != number]
+            kept = (group for place, group in enumerate(together) if place % DATASETS != number)
+            options["drawn"] = [name for group in kept for name in group]
         if arm == "sparse":
             options["drawn_planes"] = list(range(0, planes(), 5))
         cohorts[f"site_{number}"] = {"class_path": "SimulatedCohort", "init_args": options}
     return {"class_path": "Mixture", "init_args": {"datasets": cohorts}}
+
+
+def structures() -> list[list[str]]:
+    """Return the scan's structures in groups: those that a class of the recipe has together are in one."""
+    recipe = yaml.safe_load(find_recipe(RECIPE).read_text(encoding="utf-8"))
+    classes = recipe["data"]["init_args"]["classes"]["init_args"]["names"].values()
+    groups = [{name} for name in embedded_case(SCAN, "train").names]
+    for patterns in classes:
+        touched = [group for group in groups if any(fnmatchcase(name, one) for name in group for one in patterns)]
+        groups = [group for group in groups if group not in touched] + [set().union(*touched)]
+    return sorted(sorted(group) for group in groups)
 
 
 def planes() -> int:
@@ -61,7 +77,7 @@ def curves(arm: str, steps: int, every: int) -> tuple[dict[str, dict[int, float]
             "trainer.enable_progress_bar": "false",
             "trainer.default_root_dir": folder,
         }
-        if code := main(["fit", "pretrain/organs_abdomen_ct", *(f"--{key}={value}" for key, value in options.items())]):
+        if code := main(["fit", RECIPE, *(f"--{key}={value}" for key, value in options.items())]):
             raise SystemExit(code)
         seconds = time.monotonic() - begin
         events = EventAccumulator(str(next(Path(folder).rglob("events.out.*")).parent)).Reload()
