@@ -3,8 +3,8 @@
     python tests/benchmarks/bench_overhead.py [--steps 40] [--side 48]
 
 Fits of the same network on the same patches take turns, and each is repeated; the table has the median time of a step
-and its ratio to the plain one's. `hooks` is the time inside what adapting adds to every fit (rates, modes, gradients at
-rest), measured by itself, since two noisy cores do not resolve a hundredth of a step.
+and its ratio to the plain one's. `hooks` is the time inside what adapting adds to a step (rates, modes, gradients at
+rest, L2-SP's pull, the average), measured by itself, since two noisy cores do not resolve a hundredth of a step.
 """
 
 import argparse
@@ -95,7 +95,7 @@ class Clock(lightning.Callback):
 
 
 def timed(module: Any) -> list[float]:
-    """Have the hooks of a module time themselves; return the list that they add to."""
+    """Have the hooks of a module and of its adaptations time themselves; return the list that they add to."""
     spent: list[float] = []
 
     def timing(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -108,6 +108,16 @@ def timed(module: Any) -> list[float]:
 
         return run
 
+    configure_callbacks = module.configure_callbacks
+
+    def callbacks() -> list[lightning.Callback]:
+        found = configure_callbacks()
+        for each in found:
+            for name in ("on_train_batch_start", "on_before_optimizer_step", "on_train_batch_end"):
+                setattr(each, name, timing(getattr(each, name)))
+        return found
+
+    module.configure_callbacks = callbacks
     module.on_train_batch_start = timing(module.on_train_batch_start)
     module.on_before_optimizer_step = timing(module.on_before_optimizer_step)
     module.lr_scheduler_step = timing(module.lr_scheduler_step)
