@@ -240,14 +240,20 @@ class LayerWiseDecay(Adaptation):
         return [stage.name for stage in stages if stage.name not in fresh and stage.part in parts]
 
     def cautions(self, stages: Sequence[Stage], fresh: Collection[str]) -> list[str]:
-        """Warn of a stage that hardly moves."""
+        """Warn of a stage that hardly moves, and of stages of the encoder that weights gave in part only."""
+        encoder = [stage.name for stage in stages if stage.part == "encoder"]
+        partly = [name for name in encoder if name in fresh]
+        told = []
+        if 0 < len(partly) < len(encoder):
+            told = [f"LayerWiseDecay: {', '.join(partly)} hold parameters that no weights gave, and have the full rate"]
         lowest = min(self.multipliers(stages, fresh, 0, 1), default=1.0)
         if lowest >= LOWEST:
-            return []
+            return told
         known = len(self._counted(stages, fresh))
         return [
+            *told,
             f"LayerWiseDecay leaves the first stage {lowest:.1e} of the rate: {self.decay} was meant for fewer stages "
-            f"than these {known}; {LOWEST ** (1 / (known - 1)):.2f} leaves it {LOWEST}"
+            f"than these {known}; {LOWEST ** (1 / (known - 1)):.2f} leaves it {LOWEST}",
         ]
 
 

@@ -192,6 +192,12 @@ def test_a_decay_that_leaves_the_first_stage_at_rest_is_warned_of():
     assert not LayerWiseDecay(enough + 0.01).cautions(STAGES, set())
 
 
+def test_a_stage_of_the_encoder_that_is_fresh_in_part_is_told():
+    (caution,) = LayerWiseDecay(0.75).cautions(STAGES, {"a", "e"})
+    assert caution == "LayerWiseDecay: a hold parameters that no weights gave, and have the full rate"
+    assert not LayerWiseDecay(0.75).cautions(STAGES, {"a", "b", "e"})
+
+
 def test_holding_what_is_fresh_is_warned_of():
     (caution,) = HeadOnly().cautions(STAGES, {"c", "e"})
     assert caution == "HeadOnly holds c, which no weights gave"
