@@ -83,6 +83,8 @@ class PatientDecision(Callback):
                 "change trainer.callbacks"
             )
         self.results, self._found = {}, None
+        module: Any = pl_module
+        module.keeps_logits = True
         self._metric = CaseEvidence(len(self.lesions)).to(pl_module.device)
 
     def on_test_batch_end(

@@ -84,6 +84,8 @@ class AtlasModule(Adapting):
         self.intake: IntakeReport | None = None
         self.adopted: list[str] = []
         self.allowed: list[str] = []
+        self.keeps_logits = False
+        """Whether callbacks get the logits of whole images too, which are large."""
         self.results: dict[str, DiceResult | ScanResult] = {}
         self._configured = False
         self._read: SourceWeights | None = None
@@ -214,9 +216,10 @@ class AtlasModule(Adapting):
             self.log_dict(values, batch_size=len(batch["subject"]))
             return losses
         logits = self.task.infer(self.network, batch["image"])
-        prediction = self.task.decode(logits)
-        self.task.update(split, prediction, batch)
-        return {"prediction": prediction, "logits": logits}
+        outputs = {"prediction": self.task.decode(logits), **({"logits": logits} if self.keeps_logits else {})}
+        del logits
+        self.task.update(split, outputs["prediction"], batch)
+        return outputs
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Any:
         """Return what the task predicts of whole images; of voxels a `Prediction`."""
