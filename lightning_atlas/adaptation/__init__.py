@@ -16,9 +16,8 @@ from lightning_atlas.adaptation.catalogue import (
 from lightning_atlas.adaptation.delta import DELTA
 from lightning_atlas.adaptation.ema import EMA
 from lightning_atlas.adaptation.l2_sp import L2SP
-from lightning_atlas.adaptation.last_first import LastStagesFirst
 from lightning_atlas.adaptation.lora import LoRA
-from lightning_atlas.adaptation.phases import LPFT, GradualThaw, HeadsFirst, Sawtooth, Valley, WarmUp
+from lightning_atlas.adaptation.phases import LPFT, GradualThaw, HeadsFirst, LastStagesFirst, Sawtooth, Valley, WarmUp
 from lightning_atlas.adaptation.plan import AdaptationPlan
 from lightning_atlas.adaptation.schedules import ConstantSchedule, CosineSchedule, PolynomialSchedule, Schedule
 from lightning_atlas.adaptation.statistics import reestimate_statistics

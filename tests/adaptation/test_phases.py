@@ -1,6 +1,7 @@
 import pytest
 
-from lightning_atlas.adaptation import LPFT, GradualThaw, HeadsFirst, Sawtooth, Valley, WarmUp
+from lightning_atlas.adaptation import LPFT, GradualThaw, HeadsFirst, LastStagesFirst, Sawtooth, Valley, WarmUp
+from lightning_atlas.networks import ValidUNet
 from lightning_atlas.networks.base import Stage
 
 STAGES = [
@@ -67,6 +68,26 @@ def test_the_valley_begins_at_the_peak_and_falls():
     assert decoder[10:] == encoder[10:]
     assert encoder[19] == 1.0
     assert encoder[20:] == sorted(encoder[20:], reverse=True)
+
+
+def test_the_last_convolution_and_the_head_move_first_and_then_everything():
+    stages = ValidUNet(features=(2, 3)).stages()
+    adaptation = LastStagesFirst(share=0.4)
+    course = [adaptation.multipliers(stages, set(), step, 10) for step in range(10)]
+    assert course[:4] == [[0.0] * 5 + [1.0, 1.0]] * 4
+    assert course[4:] == [[1.0] * 7] * 6
+    assert adaptation.always_zero(stages, set(), 10) == set()
+
+
+def test_what_no_weights_gave_moves_from_the_first_step():
+    stages = ValidUNet(features=(2, 3)).stages()
+    assert LastStagesFirst().multipliers(stages, {"encoder.0.1"}, 0, 10) == [0.0, 1.0, 0.0, 0.0, 0.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(("settings", "told"), [({"count": 0}, "at least one stage"), ({"share": 1.5}, "share")])
+def test_settings_out_of_range_are_named(settings, told):
+    with pytest.raises(ValueError, match=told):
+        LastStagesFirst(**settings)
 
 
 @pytest.mark.parametrize("kind", [WarmUp, HeadsFirst, GradualThaw, LPFT, Valley, Sawtooth])
