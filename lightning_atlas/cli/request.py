@@ -76,8 +76,7 @@ def read_request(verb: str, words: Sequence[str]) -> Request:
     if verb != "fit" and rest and is_run(Path(rest[0])):
         request.run = Path(rest.pop(0))
         request.configs.append(request.run / "recipe.yaml")
-    while rest and not rest[0].startswith("-"):
-        request.configs.append(find_recipe(rest.pop(0)))
+    _read_recipes(request, rest)
     while rest:
         _read_option(request, rest)
     if request.run and not request.checkpoint:
@@ -101,10 +100,16 @@ def _check_prediction(request: Request) -> None:
         raise CommandError(f"write `predict {what} --input DIR --output DIR`: where the scans are, where results go")
 
 
+def _read_recipes(request: Request, rest: list[str]) -> None:
+    while rest and not rest[0].startswith("-"):
+        request.configs.append(find_recipe(rest.pop(0)))
+
+
 def _read_option(request: Request, rest: list[str]) -> None:
     key, equals, _ = rest[0].partition("=")
     if key in ("--config", "-c"):
         request.configs.append(find_recipe(_value(rest)))
+        _read_recipes(request, rest)
     elif key == "--ckpt_path":
         _read_checkpoint(request, _value(rest))
     elif request.verb == "predict" and key in ("--input", "--output"):

@@ -28,6 +28,13 @@ def test_a_run_stands_for_its_last_checkpoint(run):
     assert read_request("fit", ["quickstart", "--ckpt_path", str(run)]).checkpoint == run / "checkpoints" / "last.ckpt"
 
 
+def test_recipes_may_follow_one_that_is_named_by_its_option():
+    words = ["--config", "quickstart", "start/scratch", "--data.seed", "3", "--config=method/full", "machine/cpu"]
+    request = read_request("fit", words)
+    assert [path.stem for path in request.configs] == ["quickstart", "scratch", "full", "cpu"]
+    assert request.options == ["--data.seed", "3"]
+
+
 def test_a_typed_checkpoint_goes_before_the_last_one(run):
     best = run / "checkpoints" / "best.ckpt"
     best.touch()
