@@ -42,6 +42,7 @@ class AdaptationPlan:
         self.frozen: set[str] = set()
         """Stages of which nothing moves in the whole run."""
         self._told: tuple[int, dict[str, float]] | None = None
+        self._course: tuple[object, tuple[list[int], dict[str, list[float]]]] | None = None
 
     def freeze(self) -> None:
         """Let what stands still in the whole run take no gradient.
@@ -52,7 +53,7 @@ class AdaptationPlan:
         of_run = (each.always_zero(self.stages, self.fresh, self.total_steps) for each in self.adaptations)
         held = {name for each in self.adaptations for name in each.holds(self.network, self.fresh)}
         self.held = held | parameters_of(self.network, set().union(*of_run))
-        self.frozen, self._told = freeze(self.network, self.held), None
+        self.frozen, self._told, self._course = freeze(self.network, self.held), None, None
 
     def thaw(self) -> None:
         """Undo `freeze`."""
@@ -94,15 +95,23 @@ class AdaptationPlan:
         return share
 
     def course(
-        self, optimizing: Optimizing, schedule: Schedule | Scheduling, points: int = TRACED
+        self, optimizing: Optimizing, schedule: Schedule | Scheduling
     ) -> tuple[list[int], dict[str, list[float]]]:
         """Return steps, among them the first and the last, and the rate of each stage at these.
 
         A schedule that waits for a metric is shown as if it never acted.
         """
+        # A table and a picture ask one after the other, and a scheduler of torch goes through the whole run each time.
+        if self._course is None or self._course[0] != (optimizing, schedule):
+            self._course = (optimizing, schedule), self._trace(optimizing, schedule)
+        return self._course[1]
+
+    def _trace(
+        self, optimizing: Optimizing, schedule: Schedule | Scheduling
+    ) -> tuple[list[int], dict[str, list[float]]]:
         stand_in = StandIn(optimizing, self._scheduling(schedule))
         last = max(0, self.total_steps - 1)
-        steps = sorted({*range(0, last, max(1, last // points)), last})
+        steps = sorted({*range(0, last, max(1, last // TRACED)), last})
         if isinstance(schedule, Schedule):  # closed form: no need to go through every step
             scheduled = {step: stand_in.group["initial_lr"] * schedule(step, self.total_steps) for step in steps}
         else:
