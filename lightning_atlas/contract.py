@@ -31,7 +31,8 @@ class Contract:
         overlapping: A voxel may be in several classes: one output for each class and none for the background (sigmoid).
         axis_order: Axes that the kernels lie along; weights made for the reverse are transposed when they are read.
         predicts: What the outputs say: of `voxels` in which of the classes they are; of a whole scan its `class`, its
-            `labels` (each of the classes or not), or `values`, which are called like the classes.
+            `labels` (each of the classes or not), or `values`, which are called like the classes; or `boxes` of the
+            classes.
         seen_spacing_mm: The smallest and the largest voxel of the training scans' files, to the right, front and top.
         seen_extent_mm: The smallest and the largest field of view of these files, to the right, front and top.
         seen_intensities: For each channel, the smallest and the largest value that these scans have at each of `LEVELS`

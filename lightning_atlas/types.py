@@ -47,6 +47,20 @@ class ScanPrediction(NamedTuple):
     values: Float[Tensor, "batch outputs"]
 
 
+class Boxes(NamedTuple):
+    """Boxes in one image, in voxels: a voxel n reaches from n to n + 1, so a box ends behind its last voxel.
+
+    Args:
+        corners: The low corner i, j, k, then the high one.
+        classes: Number of each box's class.
+        scores: Of predicted boxes, from 0 to 1.
+    """
+
+    corners: Float[Tensor, "boxes 6"]
+    classes: Integer[Tensor, " boxes"]
+    scores: Float[Tensor, " boxes"] | None = None
+
+
 class Batch(TypedDict):
     """What a data module yields and a module takes; tables are padded with rows that mean *unknown*."""
 
@@ -63,5 +77,7 @@ class Batch(TypedDict):
     target: NotRequired[Shaped[Tensor, "batch ..."]]
     """Of each whole image, where the data say it: the number of its class (-1: not known), or a row of labels (1 or 0)
     or of values (NaN: not known)."""
+    boxes: NotRequired[list[Boxes]]
+    """Of each image, where the data have them."""
     seed: Integer[Tensor, " batch"]
     """Of each sample's random changes, where these are made on the device."""

@@ -210,7 +210,7 @@ class AtlasModule(Adapting):
 
     def _step(self, batch: Batch, split: Split) -> dict[str, Any]:
         if split == "train":
-            losses = self.task.loss(self.network(batch["image"]), without_context(batch, self.network.context))
+            losses = self.task.loss(self.task.answer(self.network, batch), without_context(batch, self.network.context))
             losses = self.penalized(losses, batch["image"])
             values = {f"train/{name}": value.detach() for name, value in losses.items()}
             self.log_dict(values, batch_size=len(batch["subject"]))

@@ -1,6 +1,6 @@
 """Networks that can name their stages."""
 
-from lightning_atlas.networks.base import Backbone, Encoding, Network, Stage
+from lightning_atlas.networks.base import Backbone, Encoding, Network, Pyramid, Stage
 from lightning_atlas.networks.dodnet import DoDNet
 from lightning_atlas.networks.foreign import as_network
 from lightning_atlas.networks.genesis_unet import GenesisUNet
@@ -25,6 +25,7 @@ __all__ = [
     "Network",
     "NnUNet",
     "PooledEncoder",
+    "Pyramid",
     "ResNetUNet",
     "STUNet",
     "SegResNet",

@@ -103,6 +103,25 @@ class Encoding(Network):
         raise NotImplementedError
 
 
+class Pyramid(Encoding):
+    """An encoder whose features can be had on several grids."""
+
+    level_features: tuple[int, ...]
+    """Channels of each level, from the finest grid down."""
+
+    def levels(self, image: Image) -> list[Float[Tensor, "batch _features _i _j _k"]]:
+        """Return the features of each level, from the finest grid down."""
+        raise NotImplementedError
+
+    def reductions(self) -> list[tuple[int, int, int]]:
+        """Return how many voxels of the image lie along i, j, k of one of each level."""
+        raise NotImplementedError
+
+    def encoded(self, image: Image) -> Coarse:
+        """Return what lies at the end of the encoder."""
+        return self.levels(image)[-1]
+
+
 class Features(NamedTuple):
     """What a network computes before its head.
 

@@ -15,6 +15,7 @@ FITTING = {
     "class": "Classification",
     "labels": "MultiLabelClassification",
     "values": "Regression",
+    "boxes": "Detection",
 }
 """What the data give -> the task for it."""
 
@@ -67,11 +68,15 @@ class Task(nn.Module):
         """
         raise NotImplementedError
 
-    def loss(self, logits: Tensor | Sequence[Tensor], batch: Batch) -> dict[str, Tensor]:
+    def answer(self, network: nn.Module, batch: Batch) -> Any:
+        """Return what the network says of the images of a training batch."""
+        return network(batch["image"])
+
+    def loss(self, logits: Any, batch: Batch) -> dict[str, Tensor]:
         """Return `loss`, and its parts without their gradient.
 
         Args:
-            logits: Of the network; of one with several outputs from the finest down.
+            logits: What `answer` returned; of a network with several outputs from the finest down.
             batch: What was to be learned.
         """
         raise NotImplementedError

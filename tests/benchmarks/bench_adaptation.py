@@ -37,7 +37,7 @@ STARTING = {
 }
 """Ways that start from weights, and their adaptation."""
 ARMS = ("direct", "scratch", "scratch, 4 x steps", *STARTING)
-RATES = (6e-4, 2.5e-3, 1e-2)
+RATES = (1e-3, 5e-3, 2.5e-2)
 SHORT_ARMS = ("direct", "scratch", "full", "head only", "frozen encoder", "layer-wise decay", "LoRA")
 CAPTION = (
     "All cases are one patient: one scan, its warps and its planes. Mean Dice over classes [lowest, highest seed].\n"
@@ -250,7 +250,7 @@ def best_rates(runs: Sequence[Run], folder: Path) -> dict[tuple[str, str], float
 
 def all_runs(target: str, short: bool) -> list[Run]:
     """Return every run, at a rate that is yet to be chosen."""
-    planes, seeds, steps = ((1, 4), 2, 75) if short else ((1, 2, 4, 8), 3, 150)
+    planes, seeds, steps = ((1, 4), 2, 75) if short else ((1, 2, 4, 8), 3, 100)
     ways = [(arm, "copied") for arm in (SHORT_ARMS if short else ARMS)]
     ways += [] if short else [(arm, "new") for arm in STARTING]
     return [
