@@ -50,6 +50,15 @@ class DiceResult:
         """Return the mean over cases, then classes; NaN if no case has any."""
         return self.per_class().nanmean().item()
 
+    @property
+    def global_dice(self) -> Float[Tensor, " classes"]:
+        """Return each class's Dice over the volume of all cases together, as if they were one; NaN if none has any.
+
+        Cases without the class count by what was predicted in them, and large ones count more.
+        """
+        both = self.reference_ml + self.predicted_ml
+        return (self.dice * both).nansum(0) / both.nansum(0)
+
     def scores(self, classes: Sequence[str]) -> dict[str, float]:
         """Return the scores as they are logged: `dice`, and `dice/CLASS` for each class."""
         each = zip(classes, self.per_class().tolist(), strict=True)
@@ -82,8 +91,9 @@ class DiceResult:
 
     def rows(self, classes: Sequence[str]) -> list[dict[str, str | float | int]]:
         """Return a row for each class and one for their mean, as for a CSV file."""
-        columns = (self.per_class(), self.n, self.false_positive_ml.nanmean(0), self.absent_with_prediction)
-        names = ("dice", "n", "false_positive_ml", "absent_with_prediction")
+        mistaken = (self.false_positive_ml.nanmean(0), self.absent_with_prediction)
+        columns = (self.per_class(), self.n, self.global_dice, *mistaken)
+        names = ("dice", "n", "global_dice", "false_positive_ml", "absent_with_prediction")
         table = zip(*(column.tolist() for column in columns), strict=True)
         rows = [{"class": name, **dict(zip(names, row, strict=True))} for name, row in zip(classes, table, strict=True)]
         means = (self.mean, self.n.sum().item(), *(column.nanmean().item() for column in columns[2:]))
@@ -93,14 +103,18 @@ class DiceResult:
         """Return the rows as aligned text in ASCII."""
         rows = self.rows(classes)
         width = max(len(str(row["class"])) for row in rows)
-        lines = [f"{'class':{width}}  {'Dice':>6}  {'n':>5}  {'false-positive ml':>17}  {'absent, yet predicted':>21}"]
+        lines = [
+            f"{'class':{width}}  {'Dice':>6}  {'n':>5}  {'global':>6}  {'false-positive ml':>17}  {'absent, yet predicted':>21}"
+        ]
         lines += [
             f"{row['class']:{width}}  {_number(row['dice'], 4):>6}  {row['n']:>5}  "
+            f"{_number(row['global_dice'], 4):>6}  "
             f"{_number(row['false_positive_ml'], 2):>17}  {_number(row['absent_with_prediction'], 2):>21}"
             for row in rows
         ]
         lines += [
             "Dice: mean over the cases that have the class, then over classes; n counts those cases.",
+            "global: Dice of all cases' volume together, as if they were one case.",
             "The last two columns: mean volume predicted in cases without the class, and the share of these with any.",
         ]
         return "\n".join(lines)

@@ -56,6 +56,19 @@ def assert_equal(found: DiceResult, expected: DiceResult) -> None:
         torch.testing.assert_close(getattr(found, name), getattr(expected, name), equal_nan=True, rtol=0, atol=0)
 
 
+def test_the_global_dice_is_that_of_all_cases_laid_side_by_side():
+    cases = random_cases(5, rows=[0, 1, 2, 3]) | {"voxel_ml": torch.full((5,), 0.01)}
+    together = {
+        "prediction": Prediction(cases["prediction"].rows.reshape(1, 20, 5, 6), cases["prediction"].inside[:1]),
+        "label": cases["label"].reshape(1, 20, 5, 6),
+        **{name: cases[name][:1] for name in ("states", "drawn", "index", "voxel_ml")},
+    }
+    expected = scored(together).dice[0]
+    assert not expected[:2].isnan().any()
+    torch.testing.assert_close(scored(cases).global_dice[:2], expected[:2])
+    assert scored(cases).global_dice[2] == 0  # predicted, and in no case
+
+
 def test_dice_and_volumes_equal_sets_of_voxels():
     cases = random_cases(6)
     cases["label"][2] = 5  # only class 0 was drawn, and is not there

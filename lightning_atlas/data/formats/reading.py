@@ -13,6 +13,7 @@ from jaxtyping import Int32
 from lightning_atlas.data.formats.container import COPY_AGAIN, BadFileError, Container, Header, Voxels
 from lightning_atlas.data.formats.metaimage import metaimage_voxels, open_metaimage
 from lightning_atlas.data.formats.nifti import open_nifti
+from lightning_atlas.data.formats.nodule import ENDING as NODULE, open_nodule
 from lightning_atlas.data.formats.nrrd import nrrd_voxels, open_nrrd
 from lightning_atlas.data.formats.pictures import open_picture
 from lightning_atlas.data.formats.series import is_series, open_series, slices
@@ -178,6 +179,8 @@ def open_container(path: Path, labels: bool = False) -> Container:
             _check_regular(path)
             if is_picture(path):
                 return open_picture(path, labels)
+            if path.name.lower().endswith(NODULE):  # of which a layout knows; elsewhere such a file is no image
+                return open_nodule(path, labels)
             if known := VOLUMES.get(ending(path)):
                 return known(path)
     except OSError as error:

@@ -122,14 +122,15 @@ class ScanLayout(Source):
     Args:
         path: The folder, or the file that lists it.
         layout: `abdomenatlas`, `totalsegmentator`, `nnunet`, `decathlon`, `dataset.json`, `bids`, `pair`, `slicer`,
-            `flat`, `saros`, `imagefolder`, `coco` or `manifest`; `null` guesses it and says so.
+            `flat`, `saros`, `lidc`, `lidc_by_nodule`, `imagefolder`, `coco` or `manifest`; `null` guesses it and says
+            so.
         modality: `CT`, `MR` or another short name, where the layout does not say it.
         aliases: Name in the files -> name to read it as.
         vocabulary: What the names mean: a built-in vocabulary or a file.
         drawn_on: Where somebody drew, if not everywhere.
         values: Name -> value of label maps whose names stand nowhere; by default the vocabulary's.
-        lists: Split (`train`, `val`, `test`) -> text file with a subject a line, as publications have them; cases on
-            none of them are left out.
+        lists: Split (`train`, `val`, `test`) -> its subjects, or a text file with a subject a line, as publications
+            have them; cases on none of them are left out.
         patient: Where a patient has several scans, a pattern (regular expression) whose one group, in the subject's
             name, is the patient: `(P[0-9]+)_.*`.
     """
@@ -143,7 +144,7 @@ class ScanLayout(Source):
         vocabulary: str | None = None,
         drawn_on: list[DrawnOn] | None = None,
         values: dict[str, int] | None = None,
-        lists: dict[str, Path] | None = None,
+        lists: dict[str, Path | list[str]] | None = None,
         patient: str | None = None,
     ) -> None:
         self.path = Path(path)

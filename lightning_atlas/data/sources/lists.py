@@ -1,4 +1,4 @@
-"""Cases as a publication lists them: text files with the subjects of each split; patients by their subjects' names."""
+"""Cases as a publication lists them: the subjects of each split, in text files or by name; patients by these names."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -11,10 +11,11 @@ from lightning_atlas.data.cases import Case, Split
 from lightning_atlas.data.sources.splits import check_leaks
 
 
-def listed(cases: Sequence[Case], lists: Mapping[str, Path]) -> list[Case]:
+def listed(cases: Sequence[Case], lists: Mapping[str, Path | list[str]]) -> list[Case]:
     """Return the cases that lists name, each in the split of its list, in their former order.
 
-    A list has a subject a line; what stands behind a tabulator, and lines that start with `#`, are not read.
+    A list is the subjects' names, or a file with a subject a line; what stands there behind a tabulator, and lines that
+    start with `#`, are not read.
 
     Args:
         cases: Of a source.
@@ -27,10 +28,13 @@ def listed(cases: Sequence[Case], lists: Mapping[str, Path]) -> list[Case]:
     if strange := sorted(set(lists) - set(get_args(Split))):
         raise ValueError(f"lists: there is no split {strange[0]!r}; write {{train: FILE, val: FILE, test: FILE}}")
     chosen: dict[str, str] = {}
-    for split, path in lists.items():
-        for subject in _read(Path(path)):
+    for split, given in lists.items():
+        for subject in given if isinstance(given, list) else _read(Path(given)):
             if chosen.setdefault(subject, split) != split:
-                raise ValueError(f"lists: {path} has {subject}, which {lists[chosen[subject]]} has too")
+                places = [
+                    split if isinstance(lists[split], list) else lists[split] for split in (split, chosen[subject])
+                ]
+                raise ValueError(f"lists: {places[0]} has {subject}, which {places[1]} has too")
     known = {case.subject for case in cases}
     if missing := [subject for subject in chosen if subject not in known]:
         near = get_close_matches(missing[0], known, n=1)

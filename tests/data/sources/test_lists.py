@@ -25,6 +25,13 @@ def test_cases_stand_in_the_split_of_their_list_and_others_are_left_out(tmp_path
     }
 
 
+def test_a_list_may_be_the_names_themselves(tmp_path):
+    lists = write(tmp_path, train=["P0_v", "P0_a"]) | {"test": ["P1_a"]}
+    assert [case.split for case in listed(CASES, lists)] == ["train", "train", "test"]
+    with pytest.raises(ValueError, match=r"lists: test has P0_a, which .*train\.txt has too"):
+        listed(CASES, {**lists, "test": ["P0_a"]})
+
+
 @pytest.mark.parametrize(
     ("lists", "told"),
     [

@@ -8,6 +8,7 @@ from pathlib import Path
 from lightning_atlas.data.sources.layouts.bids import BIDS
 from lightning_atlas.data.sources.layouts.case_folders import ABDOMENATLAS, TOTALSEGMENTATOR_CT_MR
 from lightning_atlas.data.sources.layouts.flat import FLAT
+from lightning_atlas.data.sources.layouts.lidc import LIDC, LIDC_BY_NODULE
 from lightning_atlas.data.sources.layouts.listed import DECATHLON, LISTED
 from lightning_atlas.data.sources.layouts.listing import visible
 from lightning_atlas.data.sources.layouts.names import rename, spelling_notes
@@ -25,7 +26,7 @@ LAYOUTS = {
     layout.name: layout
     for layout in (
         *(ABDOMENATLAS, TOTALSEGMENTATOR_CT_MR, NNUNET, DECATHLON, LISTED, BIDS, PAIR, SLICER, FLAT),
-        *(SAROS, IMAGEFOLDER, COCO, TABLE),
+        *(SAROS, LIDC, LIDC_BY_NODULE, IMAGEFOLDER, COCO, TABLE),
     )
 }
 
