@@ -103,9 +103,8 @@ class DiceResult:
         """Return the rows as aligned text in ASCII."""
         rows = self.rows(classes)
         width = max(len(str(row["class"])) for row in rows)
-        lines = [
-            f"{'class':{width}}  {'Dice':>6}  {'n':>5}  {'global':>6}  {'false-positive ml':>17}  {'absent, yet predicted':>21}"
-        ]
+        head = f"{'class':{width}}  {'Dice':>6}  {'n':>5}  {'global':>6}"
+        lines = [f"{head}  {'false-positive ml':>17}  {'absent, yet predicted':>21}"]
         lines += [
             f"{row['class']:{width}}  {_number(row['dice'], 4):>6}  {row['n']:>5}  "
             f"{_number(row['global_dice'], 4):>6}  "

@@ -1,33 +1,32 @@
 """How well whole scans are told apart or measured: scores of torchmetrics, with intervals over cases."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Integer, Shaped
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.functional.classification import (
-    binary_accuracy,
-    binary_auroc,
-    binary_average_precision,
-    multiclass_accuracy,
-)
+from torchmetrics.functional.classification import binary_accuracy, binary_auroc, binary_average_precision
 from torchmetrics.functional.regression import mean_absolute_error, r2_score
 from torchmetrics.utilities import dim_zero_cat
 
 Kind = Literal["class", "labels", "values"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 MEASURES: dict[Kind, tuple[str, ...]] = {
-    "class": ("accuracy", "auroc", "auprc"),
+    "class": ("accuracy", "top5", "auroc", "auprc"),
     "labels": ("auroc", "auprc", "accuracy"),
     "values": ("mae", "r2"),
 }
 """Of each kind of target; the first stands for the whole in curves, progress and `val/...` of a checkpoint."""
+TOP = {"accuracy": 1, "top5": 5}
+"""Scores of classes: the true one is among so many likeliest."""
+MANY = 100
+"""Of more classes than this, each against the others says little and takes long, and a line for each is not read."""
 DRAWS, SEED = 300, 0
 NOTES = {
-    "class": "accuracy: share of the cases, in a class's row of its own cases (recall); AUROC and AUPRC: each class "
-    "against the others.",
+    "class": "accuracy: share of the cases, in a class's row of its own cases (recall); top5: the true class is among "
+    "the five likeliest, of more than five; AUROC and AUPRC: each class against the others.",
     "labels": "AUROC and AUPRC: of each label; accuracy: at a probability of 0.5.",
     "values": "mae: mean absolute error in the value's units; r2: share of the variance that is explained.",
 }
@@ -56,6 +55,16 @@ class ScanResult:
         self.values = values
         self.target = target
         self._rows: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+        self._hits: dict[str, Bool[Tensor, " cases"]] = {}
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """Names of the scores, of those of its kind, that say something of so many classes."""
+        if self.kind != "class":
+            return MEASURES[self.kind]
+        outputs = self.values.shape[1]
+        left_out = [*(["top5"] if outputs <= TOP["top5"] else []), *(["auroc", "auprc"] if outputs > MANY else [])]
+        return tuple(name for name in MEASURES["class"] if name not in left_out)
 
     @property
     def headline(self) -> str:
@@ -69,7 +78,17 @@ class ScanResult:
 
     def of(self, cases: Integer[Tensor, " chosen"] | Bool[Tensor, " cases"]) -> "ScanResult":
         """Return the result on some of the cases, or on some several times."""
-        return ScanResult(self.kind, self.index[cases], self.values[cases], self.target[cases])
+        part = ScanResult(self.kind, self.index[cases], self.values[cases], self.target[cases])
+        part._hits = {name: each[cases] for name, each in self._hits.items()}
+        return part
+
+    def hits(self, measure: str) -> Bool[Tensor, " cases"]:
+        """Return of each case whether its class is among the likeliest: the first, or with `top5` the first five."""
+        if measure not in self._hits:
+            count = TOP[measure]
+            likeliest = self.values.argmax(1, keepdim=True) if count == 1 else self.values.topk(count).indices
+            self._hits[measure] = (likeliest == self.target[:, None]).any(1)
+        return self._hits[measure]
 
     def columns(self) -> Float[Tensor, "cases outputs"]:
         """Return the targets in as many columns as there are outputs; of classes 1 and 0. NaN: not known."""
@@ -80,34 +99,41 @@ class ScanResult:
 
     def per_output(self) -> dict[str, list[float]]:
         """Return each score of each class, label or value; NaN where it does not exist."""
-        pairs = list(zip(self.values.unbind(1), self.columns().unbind(1), strict=True))
-        if self.kind == "class":
-            taken = [(self.values.argmax(1) == number).double() for number in range(self.values.shape[1])]
-            recall = [_share(right[column == 1]) for right, (_, column) in zip(taken, pairs, strict=True)]
-            return {"accuracy": recall} | {
-                name: [_score(name, *each) for each in pairs] for name in MEASURES["class"][1:]
-            }
-        return {name: [_score(name, *each) for each in pairs] for name in MEASURES[self.kind]}
 
-    def overall(self) -> dict[str, float]:
-        """Return each score over all: a mean over classes, labels or values; the accuracy of classes is over cases."""
-        found = {name: torch.tensor(each).nanmean().item() for name, each in self.per_output().items()}
+        def ranked(measure: str) -> list[float]:
+            pairs = zip(self.values.unbind(1), self.columns().unbind(1), strict=True)
+            return [_score(measure, *each) for each in pairs]
+
         if self.kind == "class":
-            known = self.target >= 0
-            right = (self.values[known], self.target[known])
-            outputs = self.values.shape[1]
-            total = multiclass_accuracy(*right, num_classes=outputs, average="micro") if known.any() else torch.nan
-            found["accuracy"] = float(total)
+            return {name: self._recall(name) if name in TOP else ranked(name) for name in self.measures}
+        return {name: ranked(name) for name in self.measures}
+
+    def _recall(self, measure: str) -> list[float]:
+        known, outputs = self.target >= 0, self.values.shape[1]
+        found = torch.bincount(self.target[known & self.hits(measure)], minlength=outputs)
+        return (found / torch.bincount(self.target[known], minlength=outputs)).tolist()
+
+    def overall(self, each: Mapping[str, Sequence[float]] | None = None) -> dict[str, float]:
+        """Return each score over all: a mean over classes, labels or values; the accuracy of classes is over cases.
+
+        Args:
+            each: What `per_output` returned, where that is known already.
+        """
+        found = {name: torch.tensor(row).nanmean().item() for name, row in (each or self.per_output()).items()}
+        for name in found.keys() & TOP.keys() if self.kind == "class" else ():
+            found[name] = _share(self.hits(name)[self.target >= 0].double())
         return found
 
     def scores(self, names: Sequence[str]) -> dict[str, float]:
-        """Return the scores as they are logged: `auroc`, and `auroc/NAME` for each class, label or value."""
-        each = {
+        """Return the scores as they are logged: `auroc`, and `auroc/NAME` for each class, label or value, if few."""
+        each = self.per_output()
+        named = {
             f"{measure}/{name}": value
-            for measure, row in self.per_output().items()
+            for measure, row in each.items()
             for name, value in zip(names, row, strict=True)
+            if len(names) <= MANY
         }
-        return {**self.overall(), **each}
+        return {**self.overall(each), **named}
 
     def per_dataset(self, datasets: Sequence[str]) -> dict[str, "ScanResult"]:
         """Return what was found in the cases of each dataset.
@@ -133,21 +159,21 @@ class ScanResult:
             row: dict[str, Any] = {"name": name, "n": len(known)}
             if self.kind != "values":
                 row["positive"] = int(known.sum())
-            for measure in MEASURES[self.kind]:
+            for measure in self.measures:
                 row |= _with_interval(measure, each[measure][place], [draw[0][measure][place] for draw in drawn])
             rows.append(row)
         known_cases = int((~columns.isnan()).any(1).sum())
         last: dict[str, Any] = {"name": "all", "n": known_cases, **({} if self.kind == "values" else {"positive": ""})}
-        overall = self.overall()
-        for measure in MEASURES[self.kind]:
+        overall = self.overall(each)
+        for measure in self.measures:
             last |= _with_interval(measure, overall[measure], [draw[1][measure] for draw in drawn])
         return [*rows, last]
 
     def table(self, names: Sequence[str]) -> str:
         """Return the rows as aligned text in ASCII."""
-        rows = self.rows(names)
-        measures = MEASURES[self.kind]
-        width = max(4, *(len(name) for name in names))
+        rows, measures = self.rows(names), self.measures
+        rows = rows if len(names) <= MANY else rows[-1:]
+        width = max(4, *(len(row["name"]) for row in rows))
         cells = [[_interval(row, measure) for measure in measures] for row in rows]
         widths = [max(len(name), *(len(row[place]) for row in cells)) for place, name in enumerate(measures)]
         head = "  ".join(name.rjust(each) for name, each in zip(measures, widths, strict=True))
@@ -163,7 +189,8 @@ class ScanResult:
         generator, cases = torch.Generator().manual_seed(SEED), len(self.index)
         for _ in range(DRAWS if cases > 1 else 0):
             part = self.of(torch.randint(cases, (cases,), generator=generator))
-            yield part.per_output(), part.overall()
+            each = part.per_output()
+            yield each, part.overall(each)
 
 
 class CaseTargets(Metric):

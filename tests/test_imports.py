@@ -16,7 +16,17 @@ import lightning_atlas
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "lightning_atlas"
 
-LEAVES = {"networks", "losses", "metrics", "scan_metrics", "decisions", "inference", "contract", "pyramid"}
+LEAVES = {
+    "networks",
+    "losses",
+    "metrics",
+    "scan_metrics",
+    "box_metrics",
+    "decisions",
+    "inference",
+    "contract",
+    "pyramid",
+}
 EVERYTHING = LEAVES | {
     "types",
     "intake",
@@ -38,7 +48,7 @@ MAY_IMPORT = {
     "tasks": {"types", *LEAVES},
     "modules": {"types", *LEAVES, "intake", "adaptation", "tasks"},
     "data": {"types", "contract"},
-    "callbacks": {"types", "networks", "metrics", "scan_metrics", "decisions", "contract"},
+    "callbacks": {"types", "networks", "metrics", "scan_metrics", "box_metrics", "decisions", "contract"},
     **dict.fromkeys(("study", "cli", "__main__", "__init__"), EVERYTHING),
 }
 ONLY_IN = {

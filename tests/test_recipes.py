@@ -16,7 +16,8 @@ SMOKE = RECIPES / "machine" / "smoke.yaml"
 OVERLAPPING = RECIPES / "machine" / "smoke_overlapping.yaml"
 SCANS = RECIPES / "machine" / "smoke_targets.yaml"
 VALID = RECIPES / "machine" / "smoke_valid.yaml"
-OWN_LAYOUT = ("totalsegmentator_*", "imagecas", "jhh_pancreas", "flare2?", "saros")
+PICTURES = RECIPES / "machine" / "smoke_pictures.yaml"
+OWN_LAYOUT = ("totalsegmentator_*", "imagecas", "jhh_pancreas", "flare2?", "saros", "lidc_*", "bcv", "lits", "deeple*")
 """Run on files made in their datasets' layouts: tests/test_targets.py."""
 SMALLER = {
     # Five halvings of 32 voxels leave one, which cannot be normalised; and 62 million parameters are many for a test.
@@ -24,10 +25,18 @@ SMALLER = {
         "--model.network.feature_size=12",
         "--data.patches.size=[64, 64, 64]",
         "--model.task.window.patch=[64, 64, 64]",
-    ]
+    ],
+    "vdt_imagenet_r3d18": ["--model.network.features=8"],
+    "vdt_imagenet_r3d50": ["--model.network.features=8"],
+    "vdt_coco_mp3d": [
+        "--model.network.network.features=8",
+        "--model.network.features=16",
+        "--data.augment=[{class_path: RandomColoursToSlices}]",
+        "--data.evaluate=[{class_path: ColoursToSlices}]",
+    ],
 }
 
-LONG = ("suprem_unet", "suprem_swin_unetr", "body_region_ct")
+LONG = ("suprem_unet", "suprem_swin_unetr", "body_region_ct", "vdt_imagenet_r3d50")
 """Complete recipes that are run by `-m slow`: large networks, many scans."""
 QUICK = ("heads_first", "layer_wise_decay", "lora")
 """Methods that are run by default; all are parsed and built in other tests, and run by `-m slow`."""
@@ -60,7 +69,11 @@ def test_every_complete_recipe_runs_one_step(recipe, tmp_path):
     overlaps = "exclusive: false" in recipe.read_text(encoding="utf-8")
     scans = "class_path: Targets" in recipe.read_text(encoding="utf-8")
     valid = "class_path: ValidUNet" in recipe.read_text(encoding="utf-8")
-    overlays = [SMOKE, *([OVERLAPPING] if overlaps else []), *([SCANS] if scans else []), *([VALID] if valid else [])]
+    if "class_path: PictureDataModule" in recipe.read_text(encoding="utf-8"):
+        overlays = [PICTURES]
+    else:
+        kinds = ((OVERLAPPING, overlaps), (SCANS, scans), (VALID, valid))
+        overlays = [SMOKE, *(overlay for overlay, fits in kinds if fits)]
     run = fit(recipe, *overlays, folder=tmp_path, options=SMALLER.get(recipe.stem, ()))
     assert {"recipe.yaml", "environment.txt", "scores.csv"} <= {path.name for path in run.iterdir()}
 

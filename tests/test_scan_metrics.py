@@ -92,3 +92,41 @@ def test_a_case_that_a_sampler_repeated_counts_once():
     assert found.mean == 1.0
     parts = found.per_dataset(["north", "south"])
     assert [part.target.tolist() for part in parts.values()] == [[1], [0]]
+
+
+def test_the_true_class_may_be_among_the_five_likeliest():
+    values = torch.rand(60, 8).softmax(1)
+    target = torch.randint(0, 8, (60,))
+    target[::9] = -1
+    found = result("class", values, target)
+    known = [place for place in range(60) if target[place] >= 0]
+    ranks = {place: sorted(range(8), key=lambda each: -values[place, each]).index(target[place]) for place in known}
+    assert found.measures == ("accuracy", "top5", "auroc", "auprc")
+    for name, count in (("accuracy", 1), ("top5", 5)):
+        inside = {place: rank < count for place, rank in ranks.items()}
+        assert found.overall()[name] == pytest.approx(sum(inside.values()) / len(known))
+        third = [inside[place] for place in known if target[place] == 3]
+        assert found.per_output()[name][3] == pytest.approx(sum(third) / len(third))
+
+
+def test_five_of_five_classes_are_no_score():
+    assert "top5" not in result("class", torch.rand(4, 5), [0, 1, 2, 3]).measures
+
+
+def test_a_network_that_tells_nothing_apart_does_not_hit_by_ties():
+    found = result("class", torch.full((100, 10), 0.1), torch.arange(100) % 10)
+    assert found.overall()["accuracy"] == pytest.approx(0.1)
+    assert found.overall()["top5"] == pytest.approx(0.5)
+
+
+def test_of_a_thousand_classes_the_report_is_short_and_the_rows_are_whole():
+    target = torch.randint(0, 1000, (200,))
+    values = torch.rand(200, 1000)
+    values[torch.arange(150), target[:150]] = 2.0
+    found, names = result("class", values, target), [f"n{number:05}" for number in range(1000)]
+    assert found.scores(names).keys() == {"accuracy", "top5"}
+    assert found.scores(names)["accuracy"] >= 0.75
+    rows = found.rows(names)
+    assert len(rows) == 1001
+    assert rows[-1]["accuracy_low"] < rows[-1]["accuracy"] < rows[-1]["accuracy_high"]
+    assert len(found.table(names).splitlines()) == 4

@@ -5,24 +5,55 @@ from typing import Any
 import pytest
 import yaml
 
+import lightning_atlas
+from lightning_atlas import Inflation
 from lightning_atlas.cli import main
 from lightning_atlas.cli.recipes import recipes_folder
 from lightning_atlas.contract import PREPROCESSED, SEEN
 from lightning_atlas.intake.loading import load_weights
 from lightning_atlas.intake.weights import SourceWeights
-from lightning_atlas.intake.zoo import build_network, entries
+from lightning_atlas.intake.zoo import build_network, entries, is_spec
 
-NOT_PUBLISHED = {"humpire_valid_unet": {"spacing_mm"}}
-"""What a start leaves to the target, because nobody has published it."""
+ALL = set(PREPROCESSED)
+NOT_PUBLISHED = {
+    "humpire_valid_unet": {"spacing_mm"},
+    "cspr_r3d18_imagenet": {"spacing_mm"},
+    "kinetics400_r3d18": {"spacing_mm"},
+    "torchvision_resnet18": {"spacing_mm"},
+    "medicalnet_resnet18": ALL - {"normalization"},
+    "mp3d63_coco": ALL - {"orientation"},
+}
+"""What a start leaves to the target, because nobody has published it, or because pictures have none."""
 STARTS = sorted((recipes_folder() / "start").glob("*.yaml"))
+NARROW = {**dict.fromkeys(("R3D", "P3D", "SliceDetector", "ACSResNet"), "features"), "ResNetUNet": "init_filters"}
+"""Networks that are as well tried with few channels, and the argument for these."""
 
 
 def start(path):
     return yaml.safe_load(path.read_text(encoding="utf-8"))["model"]["init_args"]
 
 
+def from_entry(path):
+    return start(path)["weights"] in entries()
+
+
 def spec(network):
-    return {**network, "class_path": f"lightning_atlas.networks.{network['class_path']}"}
+    """Return a network as an entry has it, with few channels where that changes nothing."""
+    name = network["class_path"].rpartition(".")[2]
+    arguments = {key: spec(each) if is_spec(each) else each for key, each in network.get("init_args", {}).items()}
+    few = {NARROW[name]: 8} if name in NARROW else {}
+    return {"class_path": f"lightning_atlas.networks.{name}", "init_args": arguments | few}
+
+
+def adapters(settings):
+    return [getattr(lightning_atlas, each["class_path"])(**each["init_args"]) for each in settings.get("adapters", [])]
+
+
+def as_in_the_file(tensors, rules):
+    """Return tensors as flat ones where a rule is there to make them thick."""
+    if not any(isinstance(each, Inflation) for each in rules):
+        return dict(tensors)
+    return {name: each[..., each.shape[4] // 2] if each.ndim == 5 else each for name, each in tensors.items()}
 
 
 @pytest.mark.parametrize("path", STARTS, ids=lambda path: path.stem)
@@ -32,23 +63,29 @@ def test_a_start_from_weights_has_the_data_prepared_as_they_expect(path):
         assert "contract" not in settings
         return
     assert settings["contract"] == "adopt"
+    if not from_entry(path):
+        assert settings["weights"] == "CHECKPOINT"
+        return
     contract = entries()[settings["weights"]].contract
     not_stated = {key for key in PREPROCESSED if not getattr(contract, key)}
     assert not_stated == NOT_PUBLISHED.get(settings["weights"], set())
     assert not any(getattr(contract, key) for key in SEEN)
 
 
-@pytest.mark.parametrize("path", [path for path in STARTS if start(path)["weights"]], ids=lambda path: path.stem)
-def test_the_network_of_a_start_takes_the_whole_encoder_and_decoder_of_its_weights(path):
+@pytest.mark.parametrize("path", [path for path in STARTS if from_entry(path)], ids=lambda path: path.stem)
+def test_the_network_of_a_start_takes_all_that_its_weights_have_of_encoder_and_decoder(path):
     settings = start(path)
     entry: Any = entries()[settings["weights"]]
     network: Any = build_network(spec(settings["network"]))
     network.resize(3)
-    tensors = build_network(entry.network).state_dict()
-    source = SourceWeights(dict(tensors), entry.contract, path.stem, "")
-    report = load_weights(network, source, ("liver", "own"), required_share=1.0)
-    heads = {name for stage in network.stages() if stage.part == "head" for name in stage.modules}
-    assert all(name.startswith(tuple(heads)) for name in report.fresh_names)
+    rules = adapters(settings)
+    tensors = as_in_the_file(build_network(spec(entry.network)).state_dict(), rules)
+    source = SourceWeights(tensors, entry.contract, path.stem, "")
+    report = load_weights(network, source, ("liver", "own"), required_share=1.0, adapters=rules)
+    fresh = ("decoder", "head") if entry.head == "none" else ("head",)
+    modules = {name for stage in network.stages() if stage.part in fresh for name in stage.modules}
+    assert all(name.startswith(tuple(modules)) for name in report.fresh_names)
+    assert report.encoder_share == 1.0
 
 
 def test_weights_that_were_not_fetched_stop_the_fit_before_anything_is_prepared(tmp_path, capsys, monkeypatch):

@@ -19,7 +19,13 @@ from lightning_atlas.adaptation.l2_sp import L2SP
 from lightning_atlas.adaptation.lora import LoRA
 from lightning_atlas.adaptation.phases import LPFT, GradualThaw, HeadsFirst, LastStagesFirst, Sawtooth, Valley, WarmUp
 from lightning_atlas.adaptation.plan import AdaptationPlan
-from lightning_atlas.adaptation.schedules import ConstantSchedule, CosineSchedule, PolynomialSchedule, Schedule
+from lightning_atlas.adaptation.schedules import (
+    ConstantSchedule,
+    CosineSchedule,
+    PolynomialSchedule,
+    Schedule,
+    StepSchedule,
+)
 from lightning_atlas.adaptation.statistics import reestimate_statistics
 from lightning_atlas.adaptation.stochastic_norm import StochasticNorm
 
@@ -48,6 +54,7 @@ __all__ = [
     "PolynomialSchedule",
     "Sawtooth",
     "Schedule",
+    "StepSchedule",
     "StochasticNorm",
     "SurgicalBlock",
     "Valley",

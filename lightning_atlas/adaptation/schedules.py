@@ -75,6 +75,33 @@ class PolynomialSchedule(Schedule):
         return _climb(step, total_steps, self.warmup) * left**self.power
 
 
+@dataclass(frozen=True)
+class StepSchedule(Schedule):
+    """Hold the peak, and multiply it by a factor at some points of the run.
+
+    Args:
+        at: Shares of the run, each later than the one before: `[0.5, 0.75]` is half way and after three quarters.
+        factor: What the rate is multiplied by at each.
+        warmup: Share of the run over which the rate first climbs to its peak in equal steps.
+    """
+
+    at: tuple[float, ...]
+    factor: float = 0.1
+    warmup: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_share("warmup", self.warmup)
+        for share in self.at:
+            _check_share("at", share)
+        if list(self.at) != sorted(set(self.at)) or not 0 < self.factor <= 1:
+            raise ValueError(f"at is {self.at} and factor {self.factor}; shares rise, and a factor is above 0, up to 1")
+
+    def __call__(self, step: int, total_steps: int) -> float:
+        """Return the climb, then factor ** (points that are over)."""
+        over = sum(step >= round(share * total_steps) for share in self.at)
+        return _climb(step, total_steps, self.warmup) * self.factor**over
+
+
 def _warmup_steps(total_steps: int, warmup: float) -> int:
     return round(warmup * total_steps)
 

@@ -8,6 +8,7 @@ from lightning_atlas.callbacks.movement import Movement
 from lightning_atlas.callbacks.native import NativeScores
 from lightning_atlas.callbacks.penalty import KernelPenalty
 from lightning_atlas.callbacks.prediction import PredictionWriter
+from lightning_atlas.callbacks.prediction_boxes import BoxWriter
 from lightning_atlas.callbacks.prediction_table import PredictionTable
 from lightning_atlas.callbacks.progress import WholeRunProgress
 from lightning_atlas.callbacks.rates import RatesPicture
@@ -15,6 +16,7 @@ from lightning_atlas.callbacks.report import RunReport
 from lightning_atlas.callbacks.scan_check import ScanCheck
 
 __all__ = [
+    "BoxWriter",
     "Expectation",
     "KernelPenalty",
     "Movement",

@@ -93,7 +93,7 @@ def learning_curves(history: History, title: str, subtitle: str = "") -> Figure:
     loss.plot(history.steps, smooth(losses, span), color=BLUE, linewidth=1.8, label="smoothed")
     loss.legend(frameon=False, fontsize=8, loc="upper right")
     dice.plot(history.validated, history.dice, color=ORANGE, marker="o", markersize=4, linewidth=1.8, clip_on=False)
-    if history.score in ("dice", "accuracy", "auroc"):
+    if history.score in ("dice", "accuracy", "auroc", "froc"):
         dice.set_ylim(0, 1)
     for step, value in list(zip(history.validated, history.dice, strict=True))[-1:]:
         dice.annotate(f"{value:.3f}", (step, value), (0, 7), textcoords="offset points", fontsize=9, ha="right")

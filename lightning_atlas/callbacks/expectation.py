@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from lightning_atlas.callbacks.memory import held_bytes, in_words, peak_bytes
 from lightning_atlas.callbacks.progress import run_length, say
 from lightning_atlas.callbacks.seams import Scored, scored
-from lightning_atlas.types import Batch
+from lightning_atlas.types import Batch, Boxes
 
 
 @dataclass(frozen=True)
@@ -171,14 +171,22 @@ def _pass(trainer: Trainer, module: Scored, batch: Batch) -> None:
     """Run forward and backward on the network itself, not its wrapper, so that no gradient is exchanged."""
     image = trainer.precision_plugin.convert_input(batch["image"])
     with trainer.precision_plugin.forward_context():
-        logits = module.network(image)
-        finest = logits if isinstance(logits, Tensor) else next(iter(logits))
-        voxelwise = finest.shape[2:] == image.shape[2:]
-        loss = module.task.loss(logits, batch)["loss"] if voxelwise else _mean(logits)
+        loss = _boxes_loss(module, {**batch, "image": image}) if "boxes" in batch else _loss(module, image, batch)
     if loss.requires_grad:
         loss.backward()
     if image.device.type == "cuda":
         torch.cuda.synchronize(image.device)
+
+
+def _boxes_loss(module: Scored, batch: Batch) -> Tensor:
+    return module.task.loss(module.task.answer(module.network, batch), batch)["loss"]
+
+
+def _loss(module: Scored, image: Tensor, batch: Batch) -> Tensor:
+    logits = module.network(image)
+    finest = logits if isinstance(logits, Tensor) else next(iter(logits))
+    voxelwise = finest.shape[2:] == image.shape[2:]
+    return module.task.loss(logits, batch)["loss"] if voxelwise else _mean(logits)
 
 
 def _mean(outputs: Any) -> Tensor:
@@ -193,7 +201,7 @@ def noise_batch(shape: tuple[int, ...], module: Scored, device: torch.device) ->
     states = torch.zeros(classes + 2, classes, dtype=torch.int8, device=device)
     states[0] = -1
     states[2:] = torch.eye(classes, dtype=torch.int8, device=device)
-    return Batch(
+    batch = Batch(
         image=torch.randn(shape, device=device),
         label=torch.randint(1, classes + 2, (cases, *grid), dtype=torch.uint8, device=device),
         states=states.expand(cases, -1, -1),
@@ -205,6 +213,10 @@ def noise_batch(shape: tuple[int, ...], module: Scored, device: torch.device) ->
         subject=["noise"] * cases,
         seed=torch.zeros(cases, dtype=torch.int64, device=device),
     )
+    if module.contract.predicts == "boxes":  # one in the middle of each image
+        ends = torch.tensor([[0.25 * side for side in grid] + [0.75 * side for side in grid]], device=device)
+        batch["boxes"] = [Boxes(ends, torch.zeros(1, dtype=torch.long, device=device)) for _ in range(cases)]
+    return batch
 
 
 @contextmanager

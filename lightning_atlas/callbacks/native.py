@@ -10,12 +10,12 @@ from torch import Tensor
 
 from lightning_atlas.callbacks.progress import say
 from lightning_atlas.callbacks.report import write_cases, write_scores
-from lightning_atlas.callbacks.seams import CaseData, case_data, scored
+from lightning_atlas.callbacks.seams import VoxelData, case_data, scored
 from lightning_atlas.metrics import CaseDice, DiceResult
 from lightning_atlas.types import Batch, Prediction
 
 
-class FileReferences(CaseData, Protocol):
+class FileReferences(VoxelData, Protocol):
     """A data module that can read labels on the grid of their files."""
 
     def reference(self, subject: str) -> tuple[Tensor, Tensor, Tensor, float]:

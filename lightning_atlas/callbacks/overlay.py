@@ -128,10 +128,24 @@ def overlay(scene: Scene, labels: Sequence[str], title: str, subtitle: str = "")
         subtitle: Stands below the title, smaller.
     """
     planes = middle(scene.reference)
+    return panels(scene, planes, legend_entries(scene, labels, planes), title, subtitle)
+
+
+def panels(
+    scene: Scene, planes: tuple[int, int, int], entries: Sequence[Patch], title: str, subtitle: str = ""
+) -> Figure:
+    """Draw three planes of image, reference and prediction, all to one scale; axes are in millimetres.
+
+    Args:
+        scene: The case, in RAS.
+        planes: Numbers of the planes, to the right, to the front and upwards.
+        entries: Of the legend.
+        title: Stands above all.
+        subtitle: Stands below the title, smaller.
+    """
     extent = [side * spacing for side, spacing in zip(scene.image.shape, scene.spacing_mm, strict=True)]
     heights_mm = [extent[view.up] for view in VIEWS]
     scale = min(COLUMN / max(extent[0], extent[1]), TALLEST / sum(heights_mm))  # inches per millimetre
-    entries = legend_entries(scene, labels, planes)
     longest = max((len(str(entry.get_label())) for entry in entries), default=1)
     columns = max(1, min(6, int(3 * COLUMN / (0.55 + 0.08 * longest))))
     legend_height = 0.2 * -(-len(entries) // columns) + 0.35
@@ -161,7 +175,7 @@ def overlay(scene: Scene, labels: Sequence[str], title: str, subtitle: str = "")
         where = f"{view.name}, plane {planes[view.through] + 1} of {scene.image.shape[view.through]}"
         figure.text(MARGIN / width, (y + panel[1] + 0.09) / height, where, fontsize=8, color=GREY, va="center")
     figure.legend(
-        handles=entries, loc="upper left", bbox_to_anchor=(MARGIN / width, (y - 0.18) / height), ncols=columns,
+        handles=list(entries), loc="upper left", bbox_to_anchor=(MARGIN / width, (y - 0.18) / height), ncols=columns,
         frameon=False, fontsize=9, handlelength=1.4, columnspacing=1.6, borderpad=0, borderaxespad=0,
     )  # fmt: skip
     return figure

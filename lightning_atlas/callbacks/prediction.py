@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_atlas.callbacks.layering import looked_up, topmost
 from lightning_atlas.callbacks.progress import say
-from lightning_atlas.callbacks.seams import Restored, case_data, scored
+from lightning_atlas.callbacks.seams import Restored, case_data, scored, voxel_data
 from lightning_atlas.types import Batch, Prediction
 
 MASKS, COMBINED, VALUES = "segmentations", "combined_labels.nii.gz", "labels.json"
@@ -106,7 +106,7 @@ class PredictionWriter(Callback):
     ) -> None:
         """Write the cases of a batch; a file or a folder of masks has its name only when it is whole."""
         for rows, inside, subject in zip(*outputs, batch["subject"], strict=True):
-            restored = case_data(trainer).restore(rows, subject)
+            restored = voxel_data(trainer).restore(rows, subject)
             if self._classes:
                 write_masks(self.output / plain_name(subject), restored, inside.cpu(), self._classes)
             else:

@@ -12,7 +12,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from matplotlib.figure import Figure
 
-from lightning_atlas.callbacks import scan_report
+from lightning_atlas.box_metrics import BoxResult
+from lightning_atlas.callbacks import box_report, scan_report
 from lightning_atlas.callbacks.baseline import NearestPlaneBaseline
 from lightning_atlas.callbacks.curves import History, learning_curves
 from lightning_atlas.callbacks.expectation import Expectation, duration
@@ -21,11 +22,11 @@ from lightning_atlas.callbacks.memory import in_words, peak_bytes
 from lightning_atlas.callbacks.overlay import Scene, overlay
 from lightning_atlas.callbacks.pictures import publish
 from lightning_atlas.callbacks.progress import say
-from lightning_atlas.callbacks.seams import Scored, case_data, scored
+from lightning_atlas.callbacks.seams import Scored, case_data, scored, voxel_data
 from lightning_atlas.callbacks.tables import write_rows
 from lightning_atlas.metrics import DiceResult
 from lightning_atlas.scan_metrics import ScanResult
-from lightning_atlas.types import Batch, Prediction
+from lightning_atlas.types import Batch, Boxes, Prediction
 
 Split = Literal["val", "test"]
 NAMES: dict[Split, str] = {"val": "validation", "test": "test"}
@@ -50,6 +51,7 @@ FILES = {
     "validation_predictions.png": "the validation: what was predicted over what is true",
     "curves.png": "loss, score and learning rate over the fit",
     "rates.png": "learning rate of each stage over the fit, as planned",
+    "taps.json": "planes of kernels that were never trained",
     "movement.json": "how far each stage moved from the weights",
     "movement.png": "the same as a picture",
 }
@@ -70,7 +72,7 @@ class RunReport(Callback):
 
     def __init__(self) -> None:
         self.history = History()
-        self._shown: Shown | None = None
+        self._shown: Shown | box_report.ShownBoxes | None = None
         self._start = 0.0
         self._took = ""
 
@@ -151,8 +153,12 @@ class RunReport(Callback):
     def _keep(self, trainer: Trainer, outputs: Any, batch: Batch) -> None:
         # The first, whichever it is: neither the best nor the worst is looked for.
         prediction = outputs["prediction"]
-        if self._shown is None and trainer.is_global_zero and isinstance(prediction, Prediction):
+        if self._shown is not None or not trainer.is_global_zero:
+            return
+        if isinstance(prediction, Prediction):
             self._shown = first_case(batch, prediction)
+        elif isinstance(prediction, list) and isinstance(prediction[0], Boxes):
+            self._shown = box_report.first_boxes(batch, prediction)
 
     def _report(self, trainer: Trainer, module: Scored, split: Split) -> None:
         log_dir = trainer.log_dir  # asks all processes
@@ -160,7 +166,10 @@ class RunReport(Callback):
             return
         result, classes = module.results[split], module.contract.classes
         parts = ["\n".join(["", *_header(trainer, split, len(result.index)), "", result.table(classes)])]
-        if isinstance(result, ScanResult):
+        if isinstance(result, BoxResult):
+            boxes = result.per_dataset(case_data(trainer).datasets(split))
+            parts.append(f"\n{box_report.dataset_table(boxes)}" if len(boxes) > 1 else "")
+        elif isinstance(result, ScanResult):
             datasets = result.per_dataset(case_data(trainer).datasets(split))
             parts.append(f"\n{scan_report.dataset_table(datasets)}" if len(datasets) > 1 else "")
         else:
@@ -171,7 +180,9 @@ class RunReport(Callback):
             return
         folder, prefix = Path(log_dir), "" if split == "test" else "validation_"
         folder.mkdir(parents=True, exist_ok=True)
-        if isinstance(result, ScanResult):
+        if isinstance(result, BoxResult):
+            self._write_boxes(trainer, result, split, folder, prefix)
+        elif isinstance(result, ScanResult):
             scan_report.write_scans(folder, prefix, result, classes, case_data(trainer).subjects(split))
             title = f"{NAMES[split]}: {result.headline} {result.mean:.3f} on {len(result.index)} cases"
             figure = scan_report.predictions_figure(result, classes, title, _cohort(trainer))
@@ -195,8 +206,16 @@ class RunReport(Callback):
         datasets = result.per_dataset(data.datasets(split))
         if len(datasets) > 1:
             write_datasets(folder / f"{prefix}datasets.csv", datasets, classes)
-        if self._shown is not None:
+        if isinstance(self._shown, Shown):
             figure = _overlay(self._shown, result, classes, _cohort(trainer))
+            publish(trainer, figure, folder / f"{prefix}overlay.png")
+
+    def _write_boxes(self, trainer: Trainer, result: BoxResult, split: Split, folder: Path, prefix: str) -> None:
+        classes = scored(trainer.lightning_module).contract.classes
+        box_report.write_boxes(folder, prefix, result, classes, case_data(trainer).subjects(split))
+        if isinstance(self._shown, box_report.ShownBoxes):
+            title = f"{self._shown.subject}: boxes down to {box_report.RATE:g} false one per image and class"
+            figure = box_report.boxes_figure(self._shown, result.least_scores(), classes, title, _cohort(trainer))
             publish(trainer, figure, folder / f"{prefix}overlay.png")
 
     def _write_curves(self, trainer: Trainer, folder: Path) -> None:
@@ -305,7 +324,7 @@ def _score(baseline: NearestPlaneBaseline) -> str:
 
 def _ceiling(trainer: Trainer, split: Split) -> str:
     """Return what the network's grid alone costs on the scans' own grids; nothing where it costs nothing."""
-    known = [value for value in case_data(trainer).ceiling(split).values() if not math.isnan(value)]
+    known = [value for value in voxel_data(trainer).ceiling(split).values() if not math.isnan(value)]
     mean = sum(known) / len(known) if known else 1.0
     if mean > 0.9995:
         return ""

@@ -14,11 +14,15 @@ from torch import Tensor
 
 from lightning_atlas.callbacks.overlay import PALETTE
 from lightning_atlas.callbacks.tables import write_rows
-from lightning_atlas.scan_metrics import Kind, ScanResult
+from lightning_atlas.scan_metrics import MANY, Kind, ScanResult
 
 GREY = "#5A5A5A"
 SHOWN = 6
 """Values that the picture has room for."""
+READ = 30
+"""Classes whose names and counts can be read in a picture."""
+LIKELIEST = 5
+"""Classes that a table says of each case, where there are more than `MANY`."""
 
 
 def predicted_cells(kind: Kind, names: Sequence[str], values: Float[Tensor, " outputs"]) -> dict[str, Any]:
@@ -26,6 +30,9 @@ def predicted_cells(kind: Kind, names: Sequence[str], values: Float[Tensor, " ou
     numbers = [float(f"{value:.6g}") for value in values.tolist()]
     if kind == "values":
         return dict(zip(names, numbers, strict=True))
+    if kind == "class" and len(names) > MANY:
+        first = values.argsort(descending=True)[:LIKELIEST].tolist()
+        return {"class": names[first[0]], "likeliest": "; ".join(f"{names[each]} {numbers[each]:g}" for each in first)}
     chances = {f"p({name})": number for name, number in zip(names, numbers, strict=True)}
     if kind == "class":
         return {"class": names[int(values.argmax())], **chances}
@@ -100,13 +107,15 @@ def _confusions(axes: Axes, result: ScanResult, names: Sequence[str]) -> None:
     counts = torch.bincount(pairs, minlength=len(names) ** 2).view(len(names), len(names))
     shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
     axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
+    axes.set_xlabel("predicted", fontsize=9)
+    axes.set_ylabel("true (cases)", fontsize=9)
+    if len(names) > READ:
+        return
     for row, column in ((row, column) for row in range(len(names)) for column in range(len(names))):
         colour = "white" if shares[row, column] > 0.5 else "black"
         axes.text(column, row, str(int(counts[row, column])), ha="center", va="center", color=colour, fontsize=8)
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right", fontsize=8)
     axes.set_yticks(range(len(names)), names, fontsize=8)
-    axes.set_xlabel("predicted", fontsize=9)
-    axes.set_ylabel("true (cases)", fontsize=9)
 
 
 def _chances(axes: Axes, result: ScanResult, names: Sequence[str]) -> None:

@@ -8,6 +8,7 @@ from jaxtyping import Integer, Shaped
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
+from lightning_atlas.box_metrics import BoxResult
 from lightning_atlas.contract import Contract
 from lightning_atlas.metrics import DiceResult
 from lightning_atlas.networks.base import Network
@@ -22,7 +23,7 @@ class Scored(Protocol):
     network: nn.Module
     task: Any
     contract: Contract
-    results: dict[str, DiceResult | ScanResult]
+    results: dict[str, DiceResult | ScanResult | BoxResult]
     """The latest scores of `val` and `test`."""
 
 
@@ -93,6 +94,11 @@ class CaseData(Protocol):
         """Return a whole case."""
         ...
 
+
+@runtime_checkable
+class VoxelData(CaseData, Protocol):
+    """A data module of scans whose voxels are predicted."""
+
     def ceiling(self, split: str) -> dict[str, float]:
         """Return each class's Dice of the reference itself, sent to the network's grid and back."""
         ...
@@ -115,3 +121,8 @@ def adapted(module: LightningModule) -> Adapted:
 def case_data(trainer: Trainer) -> CaseData:
     """Return the data module as what it must be here."""
     return cast(CaseData, getattr(trainer, "datamodule", None))
+
+
+def voxel_data(trainer: Trainer) -> VoxelData:
+    """Return the data module as what it must be here."""
+    return cast(VoxelData, getattr(trainer, "datamodule", None))

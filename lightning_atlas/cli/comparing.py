@@ -16,7 +16,9 @@ from lightning_atlas.cli.runner import AtlasCLI, import_parts
 from lightning_atlas.contract import PREPROCESSED, Contract, differences
 from lightning_atlas.data.adoption import expected_of
 from lightning_atlas.intake import IntakeReport, SourceWeights, load_weights
+from lightning_atlas.intake.adapters import met_by
 from lightning_atlas.intake.exported import public_spec
+from lightning_atlas.intake.loading import as_adapted
 from lightning_atlas.modules import AtlasModule
 
 
@@ -98,6 +100,7 @@ def compare(
     parts = build_parts(configs, changes, public_spec(source.network) if source and source.network else None)
     module, contract = parts.module, parts.contract
     classes = contract.classes if contract else ()
+    source = as_adapted(source, module.adapters) if source else None
     if classes:
         module.network.resize(module.task.outputs(classes))
     found: dict[str, Any] = {
@@ -147,7 +150,8 @@ def _head(theirs: Sequence[str], ours: Sequence[str]) -> dict[str, list[str]]:
 def contract_differences(expected: Contract, parts: Parts) -> list[dict[str, Any]]:
     """Return in what the data break the contract of weights, and whether the recipe allows or mends it."""
     # Of scans in other units the weights' window cannot be taken over; what stands in for it must be allowed.
-    taken = expected_of(expected, parts.contract.modality if parts.contract else None)
+    taken = expected_of(expected, parts.contract.modality if parts.contract else None, parts.contract)
+    allowed = {*parts.module.allow, *met_by(parts.module.adapters)}
     adopted = {key for key in PREPROCESSED if parts.module.adopts and getattr(taken, key) == getattr(expected, key)}
     return [
         {
@@ -155,7 +159,7 @@ def contract_differences(expected: Contract, parts: Parts) -> list[dict[str, Any
             "weights": each.weights,
             "data": each.data,
             "says": str(each),
-            "allowed": each.key in parts.module.allow,
+            "allowed": each.key in allowed,
             "adopted": each.key in adopted,
         }
         for each in differences(expected, parts.contract or Contract())

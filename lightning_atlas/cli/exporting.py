@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import yaml
 
+from lightning_atlas import networks
 from lightning_atlas.cli.recipes import CommandError
 from lightning_atlas.cli.run_folder import TRAINING_DATA, is_run, last_checkpoint
 from lightning_atlas.cli.run_scores import run_metrics
@@ -27,6 +28,7 @@ from lightning_atlas.intake.exported import (
     write_export,
 )
 from lightning_atlas.intake.weights import SourceWeights, read_file
+from lightning_atlas.networks.detection import Detector
 
 FORM = "export RUN --output FOLDER"
 KINDS = {
@@ -35,6 +37,7 @@ KINDS = {
     "Classification": "class",
     "MultiLabelClassification": "labels",
     "Regression": "values",
+    "Detection": "boxes",
 }
 WINDOW = ("patch", "overlap", "batch_size", "mirror")
 PRIVATE = ("command", "folder")
@@ -101,7 +104,8 @@ def export_run(options: argparse.Namespace) -> list[str]:
         "source": _source(own.get("source")),
     }
     if options.bundle and contract.predicts != "voxels":
-        raise ValueError("the run predicts whole scans, and a bundle as written here segments: leave out --bundle")
+        told = "boxes" if contract.predicts == "boxes" else "whole scans"
+        raise ValueError(f"the run predicts {told}, and a bundle as written here segments: leave out --bundle")
     write = write_bundle if options.bundle else write_export
     values = write(output, source.tensors, contract, network, facts, options.half, options.overwrite)
     if not options.licence:
@@ -128,7 +132,9 @@ def _network(recipe: Any, source: SourceWeights, contract: Contract) -> tuple[di
     if not isinstance(given, Mapping) or "class_path" not in given:
         raise ValueError("recipe.yaml of the run names no network in model.init_args.network")
     spec, outputs = public_spec(given), len(contract.classes)
-    if contract.predicts != "voxels":
+    if contract.predicts == "boxes":
+        spec = _detecting(spec)
+    elif contract.predicts != "voxels":
         spec = _pooled(spec, recipe)
     elif not contract.overlapping:
         outputs += 1
@@ -157,19 +163,28 @@ def _pooled(spec: dict[str, Any], recipe: Any) -> dict[str, Any]:
     return {"class_path": f"{OURS}.PooledEncoder", "init_args": init_args}
 
 
+def _detecting(spec: dict[str, Any]) -> dict[str, Any]:
+    """Return the network that `Detection` makes of the recipe's."""
+    own = spec["class_path"].startswith(f"{OURS}.")
+    if not own or issubclass(getattr(networks, spec["class_path"].rpartition(".")[2]), Detector):
+        return spec
+    return {"class_path": f"{OURS}.RetinaDetector", "init_args": {"network": spec, "out_channels": 1}}
+
+
 def _task(recipe: Any, notes: list[str]) -> dict[str, Any] | None:
     given = recipe["model"]["init_args"].get("task") or {}
     kind = KINDS.get(str(given.get("class_path")).rpartition(".")[2])
     arguments = given.get("init_args", {})
     window = arguments.get("window", {})
+    searched = {name: arguments[name] for name in ("overlap", "most") if kind == "boxes" and name in arguments}
     if kind is not None and window is None:
-        return {"kind": kind, "window": None}
+        return {"kind": kind, "window": None, **searched}
     if kind is None or not str(window.get("class_path")).endswith("SlidingWindow"):
         notes.append("its task or window is code of your own: `predict --weights` cannot build it elsewhere")
         return None
     sizes = {name: window["init_args"][name] for name in WINDOW if name in window.get("init_args", {})}
     threshold = {"threshold": arguments["threshold"]} if arguments.get("threshold") else {}
-    return {"kind": kind, "window": sizes, **threshold}
+    return {"kind": kind, "window": sizes, **threshold, **searched}
 
 
 def _preprocessing(recipe: Any) -> list[Any] | None:

@@ -7,10 +7,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from lightning_atlas.cli.recipes import CommandError
 from lightning_atlas.cli.request import Request
-from lightning_atlas.cli.run_folder import stated_contract
-from lightning_atlas.data import Classes, ScanFolder
+from lightning_atlas.cli.run_folder import is_run, stated_contract
+from lightning_atlas.data import Classes, PictureDataModule, ScanFolder
 
 
 def options_of_run(request: Request) -> list[str]:
@@ -20,10 +22,22 @@ def options_of_run(request: Request) -> list[str]:
         return options
     contract = stated_contract(request.checkpoint) if request.checkpoint else {}
     options.append(f"--data.source={json.dumps(scans_of(request.input, contract.get('modality')))}")
-    voxels = contract.get("predicts", "voxels") == "voxels"  # else the recipe's targets say the names
-    if contract.get("classes") and voxels:  # scans without labels cannot say them
+    if contract.get("classes") and has_pictures(request.run):
+        return [*options, f"--data.classes={json.dumps(contract['classes'])}"]
+    predicts = contract.get("predicts", "voxels")  # of whole scans the recipe's targets say the names
+    if contract.get("classes") and predicts == "voxels":  # scans without labels cannot say them
         options.append(f"--data.classes={json.dumps(classes_of(contract))}")
+    elif predicts == "boxes":
+        options += ["--data.classes=null", f"--data.boxes={json.dumps(boxes_of(contract))}"]
     return options
+
+
+def has_pictures(run: Path | None) -> bool:
+    """Tell whether a run's recipe reads photographs."""
+    if run is None or not is_run(run):
+        return False
+    data = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8")).get("data") or {}
+    return str(data.get("class_path")).rpartition(".")[2] == PictureDataModule.__name__
 
 
 def scans_of(folder: Path, modality: str | None) -> dict[str, Any]:
@@ -46,3 +60,8 @@ def classes_of(contract: Mapping[str, Any]) -> dict[str, Any]:
     names = {name: [name] for name in contract["classes"]}
     classes = Classes(names, exclusive=not contract.get("overlapping"))
     return {"class_path": "lightning_atlas.data.Classes", "init_args": asdict(classes)}
+
+
+def boxes_of(contract: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a contract's classes of boxes as a recipe spells them; the scans say no box."""
+    return {"class_path": "lightning_atlas.data.SourceBoxes", "init_args": {"names": list(contract["classes"])}}

@@ -24,6 +24,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lightning_atlas.callbacks import (
+    BoxWriter,
     Expectation,
     Movement,
     PredictionTable,
@@ -70,6 +71,10 @@ def _write_enum(dumper: yaml.SafeDumper, value: Enum) -> yaml.Node:
 
 # Lightning's Timer has an enum among its defaults, which PyYAML does not write.
 yaml.SafeDumper.add_multi_representer(Enum, _write_enum)
+
+
+WRITERS = {"voxels": PredictionWriter, "boxes": BoxWriter}
+"""Of what is predicted; of whole scans there is a table."""
 
 
 class RecipeSaver(SaveConfigCallback):
@@ -226,10 +231,10 @@ class AtlasCLI(LightningCLI):
                 check = ScanCheck(self.request.allow, self.request.output)
             except ValueError as error:
                 raise CommandError(f"--{error}") from error
-            scans = getattr(getattr(self.model, "task", None), "predicts", "voxels") != "voxels"
-            writer = PredictionTable if scans else PredictionWriter
+            predicts = getattr(getattr(self.model, "task", None), "predicts", "voxels")
+            writer = WRITERS.get(predicts, PredictionTable)
             return [writer(self.request.output, overwrite=self.request.overwrite), check]
-        if not any(isinstance(each, PredictionTable | PredictionWriter | BasePredictionWriter) for each in given):
+        if not any(isinstance(each, (*WRITERS.values(), PredictionTable, BasePredictionWriter)) for each in given):
             raise CommandError("predict has nowhere to write: add --output DIR")
         return []
 

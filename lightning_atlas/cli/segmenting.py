@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from lightning_atlas.cli.recipes import CommandError
 from lightning_atlas.cli.request import Request
-from lightning_atlas.cli.run_options import classes_of, scans_of
+from lightning_atlas.cli.run_options import boxes_of, classes_of, scans_of
 from lightning_atlas.cli.runner import AtlasCLI, import_parts
 from lightning_atlas.contract import Contract
 from lightning_atlas.data import BatchAugmentation
@@ -18,7 +18,14 @@ from lightning_atlas.intake.weights import SourceWeights
 from lightning_atlas.networks import Network
 
 VOXEL_TASKS = {False: "Segmentation", True: "MultiLabelSegmentation"}
-SCAN_TASKS = {"class": "Classification", "labels": "MultiLabelClassification", "values": "Regression"}
+SCAN_TASKS = {
+    "class": "Classification",
+    "labels": "MultiLabelClassification",
+    "values": "Regression",
+    "boxes": "Detection",
+}
+DECODING = ("threshold", "overlap", "most")
+"""Arguments of tasks that weights bring besides the window."""
 TRAINER = {"accelerator": "auto", "devices": 1}
 
 
@@ -104,7 +111,7 @@ class Segmenter(AtlasCLI):
         window = {"class_path": "lightning_atlas.inference.SlidingWindow", "init_args": dict(sizes or {})}
         window = None if sizes is None else window
         name = SCAN_TASKS.get(self.contract.predicts) or VOXEL_TASKS[self.contract.overlapping]
-        arguments = {"window": window, **{key: task[key] for key in ("threshold",) if key in task}}
+        arguments = {"window": window, **{key: task[key] for key in DECODING if key in task}}
         init_args = {
             "network": public_spec(self.source.network or {}),
             "task": {"class_path": f"lightning_atlas.tasks.{name}", "init_args": arguments},
@@ -119,6 +126,8 @@ class Segmenter(AtlasCLI):
         }
         if values["predicts"] == "voxels":
             init_args["classes"] = classes_of(values)
+        elif values["predicts"] == "boxes":
+            init_args["boxes"] = boxes_of(values)
         else:
             told = {"kind": values["predicts"], "names": values["classes"]}
             init_args["targets"] = {"class_path": "lightning_atlas.data.Targets", "init_args": told}

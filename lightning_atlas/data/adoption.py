@@ -20,6 +20,7 @@ from torchio.transforms.preprocessing.intensity.normalization_transform import N
 from lightning_atlas.contract import PREPROCESSED, Contract, Difference, differences, in_words
 from lightning_atlas.data.air import RescaleAboveAir
 from lightning_atlas.data.pipeline import flat
+from lightning_atlas.data.slice_spacing import ResampleSlices
 
 UNITS = ("window", "linear")
 """Normalizations that mean something in the units of one modality only."""
@@ -31,7 +32,7 @@ KINDS: dict[str, type[Transform]] = {
 }
 PARTS: tuple[tuple[tuple[str, ...], tuple[type[Transform], ...]], ...] = (
     (("orientation",), (ToOrientation,)),
-    (("spacing_mm",), (Resample, Resize, ToReferenceSpace)),
+    (("spacing_mm",), (Resample, ResampleSlices, Resize, ToReferenceSpace)),
     (("normalization", "window", "range"), (Clamp, NormalizationTransform)),
 )
 """Keys of a contract, and the transforms that settle them; all else is kept."""
@@ -49,14 +50,22 @@ class Step(NamedTuple):
     settings: Mapping[str, Any]
 
 
-def expected_of(weights: Contract, modality: str | None) -> Contract:
+def expected_of(weights: Contract, modality: str | None, ours: Contract | None = None) -> Contract:
     """Return what weights expect of scans of a modality.
 
-    Where the weights' window is in the units of another modality, the percentiles 0.5 and 99.5 of each volume's voxels
-    that are no air stand in for it; the range that the network sees stays.
+    Where the weights' window is in the units of another modality, such as a photograph's, a CT recipe's own window of
+    Hounsfield units stands in for it, and of other scans the percentiles 0.5 and 99.5 of each volume's voxels that are
+    no air; the range that the network sees stays.
+
+    Args:
+        weights: Their contract.
+        modality: Of the scans.
+        ours: What a recipe makes of them, if there is one.
     """
     if weights.normalization not in UNITS or modality in (None, weights.modality) or weights.modality is None:
         return weights
+    if modality == "CT" and ours is not None and ours.normalization in UNITS:
+        return replace(weights, normalization=ours.normalization, window=ours.window)
     return replace(weights, normalization="percentiles above air", window=PERCENTILES)
 
 
@@ -73,7 +82,7 @@ def adopt_preprocessing(
     Raises:
         ValueError: The weights expect what no transform here makes.
     """
-    expected = expected_of(weights, ours.modality)
+    expected = expected_of(weights, ours.modality, ours)
     found = {each.key: each for each in differences(expected, ours) if each.key in PREPROCESSED}
     if _percentiles_already(expected, weights, ours):
         found.pop("normalization", None)

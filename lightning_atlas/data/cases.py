@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from lightning_atlas.data.slab import Slab
 from lightning_atlas.data.variation import Variation
 
 Split = Literal["train", "val", "test", "predict"]
@@ -104,6 +105,7 @@ class Case:
         boxes: Boxes in voxels (i0, j0, k0, i1, j1, k1, class by number).
         variation: Makes a simulated subject of the scan.
         fold: Of its patient, where the dataset's authors published folds; from 0.
+        slab: Reads a few planes about the image, which is a numbered picture of one plane.
     """
 
     subject: str
@@ -123,6 +125,7 @@ class Case:
     boxes: tuple[tuple[float, ...], ...] = ()
     variation: Variation | None = None
     fold: int | None = None
+    slab: Slab | None = None
 
     def __post_init__(self) -> None:
         if not self.subject or self.subject.startswith(".") or any(each in self.subject for each in '/\\:*?"<>|\n'):

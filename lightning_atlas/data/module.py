@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,15 @@ from torchio.transforms import Transform
 from lightning_atlas.contract import Contract, side_pairs
 from lightning_atlas.data.adoption import adopt_preprocessing
 from lightning_atlas.data.augmentation.augment import BatchAugmentation
+from lightning_atlas.data.box_targets import BoxTargets
+from lightning_atlas.data.boxes import check_carrying, meeting
 from lightning_atlas.data.cases import Case, Source, Split
 from lightning_atlas.data.labels.classes import Classes, ClassMap, Table, match_classes
 from lightning_atlas.data.listing import list_cases, shared_channels, taken_for_whole
 from lightning_atlas.data.native import FileReference, ceilings, file_reference
-from lightning_atlas.data.patches import Opened, PatchDataset, Patches, Sample, WholeDataset
-from lightning_atlas.data.pipeline import derive_contract
-from lightning_atlas.data.sampling import AtlasSampler, PatchLoader, ShareSampler, collate
+from lightning_atlas.data.patches import Opened, PatchDataset, Patches, Sample, Seen, WholeDataset
+from lightning_atlas.data.pipeline import derive_contract, flat
+from lightning_atlas.data.sampling import AtlasSampler, PatchLoader, ShareSampler, collate, position
 from lightning_atlas.data.seen import described, measured, united
 from lightning_atlas.data.sources.splits import PlaneSplit, Splits
 from lightning_atlas.data.store.keys import store_root
@@ -63,6 +65,8 @@ class ScanDataModule(LightningDataModule):
         fold: Which of the folds of `splits` is validated on; the others are trained on.
         targets: What is to be predicted of whole scans, for `Classification`, `MultiLabelClassification` and
             `Regression`; `null` where voxels are.
+        boxes: What is to be found in scans, for `Detection`: `LabelBoxes` (about what was drawn), `SourceBoxes`,
+            `WorldBoxes`.
     """
 
     def __init__(  # noqa: PLR0913 - each is a line of a recipe
@@ -78,6 +82,7 @@ class ScanDataModule(LightningDataModule):
         splits: Splits | PlaneSplit | None = None,
         fold: int | None = None,
         targets: Targets | None = None,
+        boxes: BoxTargets | None = None,
     ) -> None:
         super().__init__()
         self.source = source
@@ -91,6 +96,7 @@ class ScanDataModule(LightningDataModule):
         self.splits = splits
         self.fold = fold
         self.targets = targets
+        self.boxes = boxes
         self.opened: dict[Split, list[Opened]] = {}
         self.waits = False
         self.context = 0  # voxels at each face of a patch of which the network says nothing; the module sets it
@@ -111,6 +117,8 @@ class ScanDataModule(LightningDataModule):
         """The recipe's classes; scans without labels leave them as the recipe has them."""
         if self.targets is not None and self.classes is None:
             return ClassMap({})  # what was drawn is of no use then
+        if self.boxes is not None and self.boxes.names:
+            return ClassMap({name: frozenset() for name in self.boxes.names})
         datasets = {(case.names, case.vocabulary): None for case in self.cases if case.names}
         if not datasets:
             wanted = self.classes if isinstance(self.classes, Classes) else Classes(self.classes)
@@ -131,7 +139,12 @@ class ScanDataModule(LightningDataModule):
     def _stated(self) -> Contract:
         contract = derive_contract(self.class_map.names, self.modality, self.preprocess, self.augment)
         contract = replace(contract, channels=shared_channels(self.cases), overlapping=not self.class_map.exclusive)
-        return contract if self.targets is None else self.targets.stated(contract)
+        if self.boxes is None:
+            return contract if self.targets is None else self.targets.stated(contract)
+        if not isinstance(self.augment, BatchAugmentation):
+            check_carrying(list(flat(self.augment)))
+        self.boxes.check(self.cases, self.classes, self.targets)
+        return self.boxes.stated(contract)
 
     @property
     def modality(self) -> str | None:
@@ -150,7 +163,8 @@ class ScanDataModule(LightningDataModule):
         spacing = " x ".join(f"{each:g}" for each in contract.spacing_mm or ()) or "the files' own"
         grid = f"{contract.orientation or 'as stored'}, {spacing} mm"
         patch = "x".join(map(str, self.patches.size))
-        predicted = self.targets.description if self.targets else f"{len(contract.classes)} classes"
+        asked = self.targets or self.boxes
+        predicted = asked.description if asked else f"{len(contract.classes)} classes"
         return (
             f"{self._described_source()}; {predicted}; {grid}; "
             f"patches {patch}, {self.batch_size} a step, {self.patches.per_epoch} an epoch"
@@ -213,16 +227,18 @@ class ScanDataModule(LightningDataModule):
             cut = self.augment.margin_of
             dataset = PatchDataset(cases, self.patches, seed=self.seed, cut=cut, context=self.context)
         else:
-            dataset = PatchDataset(cases, self.patches, self.augment, self.seed, context=self.context)
+            dataset = PatchDataset(cases, self.patches, self.augment, self.seed, None, self.context, self._seen_boxes)
         rank, ranks = self._rank()
-        epoch, start = self._position()
+        epoch, start = position(self.trainer, self.batches_per_epoch)
         sampler = AtlasSampler(dataset, self.batch_size, rank, ranks, epoch, start)
         return self._loader(dataset, sampler, sampler.share, PatchLoader)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Augment training batches on the device, where the recipe says so."""
         if isinstance(self.augment, BatchAugmentation) and self.trainer is not None and self.trainer.training:
-            return self.augment(batch, self.patches.size, side_pairs(self.class_map.names))
+            batch = self.augment(batch, self.patches.size, side_pairs(self.class_map.names))
+            if "boxes" in batch:
+                batch["boxes"] = [self._seen_boxes(each, self.patches.size) for each in batch["boxes"]]
         return batch
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
@@ -235,7 +251,7 @@ class ScanDataModule(LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader[Batch]:
         """Return whole scans to predict on; the test scans, if the source has none for it."""
-        dataset = WholeDataset(self._split(self._predicted))
+        dataset = WholeDataset(self._split(self._predicted), self._seen_boxes)
         rank, ranks = self._rank()
         return self._loader(dataset, ShareSampler(dataset, ranks, rank, shuffle=False), 1)
 
@@ -257,7 +273,7 @@ class ScanDataModule(LightningDataModule):
 
     def whole(self, split: Split, n: int) -> Batch:
         """Return one whole prepared case as a batch."""
-        return collate([WholeDataset(self._split(split))[n]])
+        return collate([WholeDataset(self._split(split), self._seen_boxes)[n]])
 
     def restore(self, rows: Integer[Tensor, "i j k"], subject: str) -> tio.LabelMap:
         """Return the rows of a prediction on the grid of the subject's own file.
@@ -309,6 +325,8 @@ class ScanDataModule(LightningDataModule):
         cases = [case for case in self.cases if case.split in splits]
         found = prepare_all(cases, self.preprocess)
         opened = [self._opened(case, folder) for case, (folder, _) in zip(cases, found, strict=True)]
+        if self.boxes is not None and self.boxes.takes_long:
+            _ = [case.boxes for case in opened]  # before workers ask
         made = sum(new for _, new in found)
         if tell:
             seconds, known = time.monotonic() - begin, len(opened) - made
@@ -322,7 +340,12 @@ class ScanDataModule(LightningDataModule):
 
     def _opened(self, case: Case, folder: Path) -> Opened:
         target = case.target if self.targets is None else self._known[case.subject]
-        return Opened(case.subject, folder, self.class_map, case.vocabulary, case.dataset, target, self._tables)
+        find = None if self.boxes is None or case.split == "predict" else partial(self.boxes.of, case)
+        return Opened(case.subject, folder, self.class_map, case.vocabulary, case.dataset, target, self._tables, find)
+
+    @property
+    def _seen_boxes(self) -> Seen:
+        return meeting if self.boxes is None else self.boxes.seen
 
     @cached_property
     def _known(self) -> dict[str, Tensor]:
@@ -347,17 +370,8 @@ class ScanDataModule(LightningDataModule):
     def _rank(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
-    def _position(self) -> tuple[int, int]:
-        if not self.trainer:
-            return 0, 0
-        limit = self.trainer.limit_train_batches
-        whole = self.batches_per_epoch
-        batches = int(whole * limit) if isinstance(limit, float) else min(whole, limit)
-        done = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
-        return divmod(done, batches) if batches else (0, 0)
-
     def _whole_loader(self, split: Split) -> DataLoader[Batch]:
-        dataset = WholeDataset(self._split(split))
+        dataset = WholeDataset(self._split(split), self._seen_boxes)
         rank, ranks = self._rank()
         sampler = DistributedSampler(dataset, ranks, rank, shuffle=False)  # repeats cases, which `index` tells apart
         return self._loader(dataset, sampler, 1)

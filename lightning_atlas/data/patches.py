@@ -14,11 +14,15 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchio.transforms import Compose, Transform
 
+from lightning_atlas.data.boxes import follow, meeting, middle_of_some, shifted
 from lightning_atlas.data.cases import UNKNOWN
 from lightning_atlas.data.labels.classes import ClassMap, Table
 from lightning_atlas.data.store.prepare import Prepared, open_store
+from lightning_atlas.types import Boxes
 
 Cut = Callable[[int, tuple[int, int, int], Float[np.ndarray, "3"]], tuple[int, int, int]]
+Find = Callable[[Prepared, Table], Boxes]
+Seen = Callable[[Boxes, Sequence[int]], Boxes]
 ORDER, PATCH = 0, 1
 """Names of the streams of random numbers."""
 
@@ -37,6 +41,7 @@ class Sample(TypedDict):
     subject: str
     seed: int
     target: NotRequired[int | float | Tensor]
+    boxes: NotRequired[Boxes]
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,7 @@ class Opened:
         dataset: Of which dataset it is.
         target: Of the whole scan, as in `Batch`.
         tables: Tables made so far; cases of one dataset often share one.
+        find: Finds its boxes, where boxes are wanted of it.
     """
 
     subject: str
@@ -60,11 +66,17 @@ class Opened:
     dataset: str
     target: int | float | Mapping[str, Any] | Tensor | None
     tables: dict[tuple[str, str | None], Table]
+    find: Find | None = None
 
     @property
     def prepared(self) -> Prepared:
         """The case on disk; what its store says of itself is not kept for each of many subjects."""
         return open_store(self.folder)
+
+    @cached_property
+    def boxes(self) -> Boxes | None:
+        """Its boxes, whole even where they reach beyond the scan; `None` where none are wanted."""
+        return None if self.find is None else self.find(self.prepared, self.table)
 
     @cached_property
     def table(self) -> Table:
@@ -93,6 +105,7 @@ class Opened:
         affine: np.ndarray,
         index: int,
         seed: int = 0,
+        boxes: Boxes | None = None,
     ) -> Sample:
         """Return voxels of this case with all that belongs to them."""
         sample: Sample = {
@@ -109,6 +122,8 @@ class Opened:
         }
         if isinstance(self.target, int | float | Tensor):  # a source's own table of names is for `Targets` to read
             sample["target"] = self.target
+        if boxes is not None:
+            sample["boxes"] = boxes
         return sample
 
 
@@ -122,7 +137,8 @@ class Patches:
         foreground: Share of the patches that are centred on a structure; the others lie anywhere that somebody
             decided on.
         balance: Which structure that is: `class`, each class of the case equally often; `rare`, each class of all the
-            cases equally often, so that cases with rare ones come more often; `voxel`, each voxel equally often.
+            cases equally often, so that cases with rare ones come more often; `voxel`, each voxel equally often. Where
+            boxes are wanted, a patch is centred on the middle of one.
         jitter: The centre moves at random by up to this share of half a side.
         margin: Voxels along i, j, k that are cut on each side for transforms that turn, and cropped after them.
         shares: Dataset -> its share of the patches; `null` takes every case equally often.
@@ -162,6 +178,7 @@ class PatchDataset(Dataset[Sample]):
         cut: Tells how many voxels a sample (by its seed, the patch's size and the spacing) needs, where a transform on
             the device crops them later.
         context: Voxels at each face of a patch of which the network says nothing; they may lie outside the scan.
+        seen: Returns what is asked of a patch of some size of the boxes that lie there, where boxes are wanted.
     """
 
     def __init__(
@@ -172,12 +189,14 @@ class PatchDataset(Dataset[Sample]):
         seed: int = 0,
         cut: Cut | None = None,
         context: int = 0,
+        seen: Seen = meeting,
     ) -> None:
         self.cases = list(cases)
         self.patches = patches
         self.augment = Compose(augment) if augment else None
         self.seed = seed
         self.cut = cut
+        self.seen = seen
         self.inner = np.maximum(np.array(patches.size) - 2 * context, 1)
         self.crops_here = cut is None and any(patches.margin)
         if strange := sorted(set(patches.shares or ()) ^ {case.dataset for case in cases} if patches.shares else ()):
@@ -200,12 +219,15 @@ class PatchDataset(Dataset[Sample]):
         size = self.cut(seed, self.patches.size, spacing_mm(case)) if self.cut else self.patches.cut
         start = self._start(case, centre, size)
         image, label = crop(case.prepared, start, size)
+        boxes = None if case.boxes is None else shifted(case.boxes, -start)
         if self.augment is not None:
-            image, label = self._augmented(image, label, self._affine(case, start), seed)
+            image, label, boxes = self._augmented(image, label, boxes, self._affine(case, start), seed)
         if self.crops_here:
             inner = tuple(slice(m, m + size) for m, size in zip(self.patches.margin, self.patches.size, strict=True))
             image, label, start = image[:, *inner], label[inner], start + self.patches.margin
-        return case.sample(image, label, self._affine(case, start), position, seed)
+            boxes = None if boxes is None else shifted(boxes, [-margin for margin in self.patches.margin])
+        boxes = None if boxes is None else (meeting if self.cut else self.seen)(boxes, label.shape)
+        return case.sample(image, label, self._affine(case, start), position, seed, boxes)
 
     def case_of(self, epoch: int, index: int) -> int:
         """Return the case of a sample: in each round every case comes once, in an order of its own."""
@@ -236,7 +258,8 @@ class PatchDataset(Dataset[Sample]):
         """Class -> the cases in which it is drawn and present."""
         found: dict[int, list[int]] = {}
         for number, case in enumerate(self.cases):
-            for each in np.flatnonzero(wanted_rows(case).any(axis=0)):
+            drawn = np.flatnonzero(wanted_rows(case).any(axis=0)) if case.boxes is None else case.boxes.classes.unique()
+            for each in drawn:
                 found.setdefault(int(each), []).append(number)
         return found
 
@@ -266,9 +289,11 @@ class PatchDataset(Dataset[Sample]):
     def _place(self, case: Opened, random: np.random.Generator, chosen: int | None) -> Integer[np.ndarray, "3"]:
         counts = np.array(case.prepared.counts)
         wanted = wanted_rows(case)
-        classes = np.flatnonzero(wanted.any(axis=0))
+        classes = np.flatnonzero(wanted.any(axis=0)) if case.boxes is None else case.boxes.classes
         settled = self.patches.balance == "rare"
         if chosen is not None or (len(classes) and not settled and random.random() < self.patches.foreground):
+            if case.boxes is not None:
+                return middle_of_some(case.boxes, self.patches.balance, chosen, random)
             rows = wanted.any(axis=1)
             if self.patches.balance != "voxel":
                 rows = wanted[:, random.choice(classes) if chosen is None else chosen]
@@ -284,7 +309,9 @@ class PatchDataset(Dataset[Sample]):
         affine[:3, 3] += affine[:3, :3] @ start
         return affine
 
-    def _augmented(self, image: Tensor, label: Tensor, affine: np.ndarray, seed: int) -> tuple[Tensor, Tensor]:
+    def _augmented(
+        self, image: Tensor, label: Tensor, boxes: Boxes | None, affine: np.ndarray, seed: int
+    ) -> tuple[Tensor, Tensor, Boxes | None]:
         assert self.augment is not None
         subject = tio.Subject(
             image=tio.ScalarImage(tensor=image.float(), affine=affine),
@@ -293,15 +320,25 @@ class PatchDataset(Dataset[Sample]):
         with torch.random.fork_rng(devices=[]):  # TorchIO draws from torch's global generator only
             # `torch.manual_seed` would also seed the GPU, where dropout draws
             torch.default_generator.manual_seed(seed)
-            subject = self.augment(subject)
-        return subject.get_image("image").data.float(), subject.get_image("label").data[0].round().to(label.dtype)
+            moved = self.augment(subject)
+        if boxes is not None:
+            i, j, k = label.shape
+            boxes, _ = follow(boxes, moved, (i, j, k), affine)
+        rows = moved.get_image("label").data[0].round().to(label.dtype)
+        return moved.get_image("image").data.float(), rows, boxes
 
 
 class WholeDataset(Dataset[Sample]):
-    """Whole prepared cases."""
+    """Whole prepared cases.
 
-    def __init__(self, cases: Sequence[Opened]) -> None:
+    Args:
+        cases: The prepared cases.
+        seen: As of `PatchDataset`.
+    """
+
+    def __init__(self, cases: Sequence[Opened], seen: Seen = meeting) -> None:
         self.cases = list(cases)
+        self.seen = seen
 
     def __len__(self) -> int:
         return len(self.cases)
@@ -310,7 +347,8 @@ class WholeDataset(Dataset[Sample]):
         case = self.cases[index]
         start = np.zeros(3, dtype=np.int64)
         image, label = crop(case.prepared, start, case.prepared.shape)
-        return case.sample(image, label, np.array(case.prepared.affine), index)
+        boxes = None if case.boxes is None else self.seen(case.boxes, case.prepared.shape)
+        return case.sample(image, label, np.array(case.prepared.affine), index, boxes=boxes)
 
 
 def wanted_rows(case: Opened) -> Bool[np.ndarray, "rows classes"]:

@@ -27,6 +27,7 @@ from torchio.transforms.augmentation import RandomTransform
 from lightning_atlas.contract import Contract, lone_sides, mirror_image, side_pairs
 from lightning_atlas.data.air import RescaleAboveAir
 from lightning_atlas.data.augmentation.augment import BatchAugmentation
+from lightning_atlas.data.slice_spacing import ResampleSlices
 
 UNTOLD = (Flip, Affine, ElasticDeformation, AffineElasticDeformation)
 """They move voxels and leave the affine as it was, so no prediction could find its way back to the file."""
@@ -174,7 +175,7 @@ def _geometry(preprocess: Sequence[Transform]) -> tuple[str | None, tuple[float,
             orientation, spacing_mm = transform.orientation, None if turned else spacing_mm
         elif isinstance(transform, Resample):
             spacing_mm = _spacing(transform.target)
-        elif isinstance(transform, Resize | ToReferenceSpace):
+        elif isinstance(transform, ResampleSlices | Resize | ToReferenceSpace):
             spacing_mm = None
     return orientation, spacing_mm
 

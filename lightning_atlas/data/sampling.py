@@ -1,14 +1,17 @@
 """In which order samples come, to which rank, and how they become batches."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
+from typing import cast
 
 import torch
+from lightning import Trainer
 from torch import Tensor
 from torch.nn.functional import pad
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from lightning_atlas.data.boxes import shifted
 from lightning_atlas.data.cases import UNKNOWN
-from lightning_atlas.data.patches import PatchDataset, Sample
+from lightning_atlas.data.patches import Sample
 from lightning_atlas.types import Batch
 
 
@@ -18,7 +21,7 @@ class AtlasSampler(DistributedSampler):
     It is a `DistributedSampler` since Lightning leaves those alone and tells them the epoch.
 
     Args:
-        dataset: The patches.
+        dataset: The patches, or pictures.
         batch_size: Patches in a step, over all ranks.
         rank: This process.
         ranks: Number of processes.
@@ -27,18 +30,17 @@ class AtlasSampler(DistributedSampler):
     """
 
     def __init__(
-        self, dataset: PatchDataset, batch_size: int, rank: int = 0, ranks: int = 1, epoch: int = 0, start: int = 0
+        self, dataset: Dataset, batch_size: int, rank: int = 0, ranks: int = 1, epoch: int = 0, start: int = 0
     ) -> None:
         super().__init__(dataset, num_replicas=ranks, rank=rank, shuffle=False, drop_last=True)
         if batch_size % ranks:
             raise ValueError(
                 f"batch_size {batch_size} is that of all {ranks} devices together: make it a multiple of {ranks}"
             )
-        self.batches = len(dataset) // batch_size
+        samples = len(cast(Sized, dataset))
+        self.batches = samples // batch_size
         if not self.batches:
-            raise ValueError(
-                f"an epoch of {len(dataset)} patches is less than a batch of {batch_size}; raise per_epoch"
-            )
+            raise ValueError(f"an epoch of {samples} patches is less than a batch of {batch_size}; raise per_epoch")
         self.batch_size = batch_size
         self.share = batch_size // ranks
         self.epoch, self.first_epoch, self.start = epoch, epoch, start
@@ -74,8 +76,26 @@ class ShareSampler(DistributedSampler):
         return len(range(self.rank, len(self.dataset), self.num_replicas))  # type: ignore[arg-type]
 
 
+def position(trainer: Trainer | None, batches_per_epoch: int) -> tuple[int, int]:
+    """Return the epoch in which a run goes on, and how many of its batches it has seen.
+
+    Args:
+        trainer: Of the run; `None` begins anew.
+        batches_per_epoch: Without the trainer's own limit.
+    """
+    if trainer is None:
+        return 0, 0
+    limit = trainer.limit_train_batches
+    batches = int(batches_per_epoch * limit) if isinstance(limit, float) else min(batches_per_epoch, limit)
+    done = trainer.fit_loop.epoch_loop.batch_progress.total.ready
+    return divmod(done, batches) if batches else (0, 0)
+
+
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Stack samples; shorter tables get rows that mean *unknown*, smaller patches a rim of the minimum and of row 0."""
+    """Stack samples; shorter tables get rows that mean *unknown*, smaller patches a rim of the minimum and of row 0.
+
+    Boxes are a list: images have unlike numbers of them.
+    """
     samples = _of_one_size(samples)
     rows = max(len(sample["states"]) for sample in samples)
     batch: Batch = {
@@ -92,6 +112,8 @@ def collate(samples: Sequence[Sample]) -> Batch:
     }
     if all("target" in sample for sample in samples):
         batch["target"] = torch.stack([torch.as_tensor(sample.get("target")) for sample in samples])
+    if boxes := [sample["boxes"] for sample in samples if "boxes" in sample]:
+        batch["boxes"] = boxes
     return batch
 
 
@@ -118,7 +140,10 @@ def _wider(sample: Sample, before: Tensor, all_round: Tensor) -> Sample:
     affine = sample["affine"].clone()
     affine[:3, 3] -= affine[:3, :3] @ before.to(affine)
     image = pad(sample["image"], rim, value=float(sample["image"].min()))
-    return {**sample, "image": image, "label": pad(sample["label"], rim, value=UNKNOWN), "affine": affine}
+    wider: Sample = {**sample, "image": image, "label": pad(sample["label"], rim, value=UNKNOWN), "affine": affine}
+    if "boxes" in sample:
+        wider["boxes"] = shifted(sample["boxes"], before.tolist())
+    return wider
 
 
 def _longer(table: Tensor, rows: int, fill: int | bool) -> Tensor:

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightning_atlas.contract import Contract
 from lightning_atlas.intake.inflation import Taken
 
 Kernel = Float[Tensor, "outputs inputs i j k"]
@@ -58,6 +59,31 @@ class Adapter:
             fits: Name of the network, name in the file -> whether the one can be filled by the other.
         """
         return {}
+
+    def stated(self, contract: Contract | None) -> Contract | None:
+        """Return what weights expect of an image, with what this rule knows of it besides."""
+        return contract
+
+    def named(self, tensors: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return all tensors of the file under the names that they have in the network.
+
+        Args:
+            tensors: By the file's names.
+            targets: The network's, as initialised.
+        """
+        return dict(tensors)
+
+    def made(self, targets: Mapping[str, Tensor], given: Collection[str]) -> dict[str, Taken]:
+        """Return tensors of the network that need no file, and how they were made.
+
+        Args:
+            targets: The network's, as initialised.
+            given: Names that the file's tensors have in the network.
+        """
+        return {}
+
+    def check(self, left_over: Mapping[str, Tensor]) -> None:
+        """Refuse tensors of the file that nothing took, where this rule was to have all of them taken."""
 
 
 @dataclass(frozen=True)

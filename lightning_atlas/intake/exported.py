@@ -197,16 +197,28 @@ def precision(tensors: Mapping[str, Tensor]) -> str:
 
 
 def public_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `class_path` and `init_args` of a network, with one of ours under `lightning_atlas.networks`."""
+    """Return `class_path` and `init_args` of a network, with ours under `lightning_atlas.networks`, its parts too."""
     path = str(spec.get("class_path"))
     name = path.rpartition(".")[2]
     if path.startswith("lightning_atlas.") and hasattr(import_module(OURS), name):
         path = f"{OURS}.{name}"
-    return {"class_path": path, "init_args": dict(spec.get("init_args") or {})}
+    arguments = (spec.get("init_args") or {}).items()
+    return {
+        "class_path": path,
+        "init_args": {key: public_spec(each) if _is_spec(each) else each for key, each in arguments},
+    }
 
 
-def check_network(spec: Mapping[str, Any]) -> None:
+def _is_spec(value: Any) -> bool:
+    return isinstance(value, Mapping) and "class_path" in value
+
+
+def check_network(spec: Mapping[str, Any], base: type = Network) -> None:
     """Refuse a network whose code would come from elsewhere than this library or MONAI.
+
+    Args:
+        spec: As `public_spec` returns it.
+        base: What a class of ours has to be; of parts of a network anything that `lightning_atlas.networks` names.
 
     Raises:
         ValueError: Names the class.
@@ -215,14 +227,14 @@ def check_network(spec: Mapping[str, Any]) -> None:
     inner = spec["init_args"]["network"] if wrapped else spec
     path, home = str(inner.get("class_path")), MONAI if wrapped else OURS
     found = getattr(import_module(home), path.rpartition(".")[2], None) if path.startswith(f"{home}.") else None
-    if not (isinstance(found, type) and issubclass(found, nn.Module if wrapped else Network)):
+    if not (isinstance(found, type) and issubclass(found, nn.Module if wrapped else base)):
         raise ValueError(
             f"{path} is no network of lightning_atlas.networks or monai.networks.nets, and other code is not run for "
             "weights that somebody handed on: name it in model.init_args.network of a recipe of your own"
         )
     for value in (inner.get("init_args") or {}).values():
-        if isinstance(value, Mapping) and "class_path" in value:
-            check_network(value)
+        if _is_spec(value):
+            check_network(value, object)
 
 
 def build(spec: Mapping[str, Any], outputs: int | None = None) -> Network:

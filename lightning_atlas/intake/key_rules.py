@@ -104,7 +104,12 @@ def common_wrapper(names: Mapping[str, Any]) -> str:
 
 
 def turned_axes(tensor: Tensor, axes: str) -> Tensor:
-    """Return a kernel whose spatial axes lie in this order with them as i, j, k; whatever is no 3D kernel as it is."""
+    """Return a kernel whose spatial axes lie in this order with them as i, j, k; whatever is no kernel as it is.
+
+    A 2D kernel, as of a head that works in the plane, has the axes i and j in the same order.
+    """
+    if tensor.ndim == 4 and axes.replace("k", "") == "ji":
+        return tensor.transpose(2, 3).contiguous()
     if tensor.ndim != 5 or axes == "ijk":
         return tensor
     return tensor.permute(0, 1, *(2 + axes.index(axis) for axis in "ijk")).contiguous()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lightning_atlas.intake import exported, nnunet, zoo
 from lightning_atlas.intake.adapters import Adapter, Pair, adapted, donated
+from lightning_atlas.intake.depth_axis import check_inflated, check_three_slices
 from lightning_atlas.intake.inflation import HeadByName, Taken
 from lightning_atlas.intake.key_rules import Fit, best_fit
 from lightning_atlas.intake.report import IntakeReport, Reshaped, Unmatched, some
@@ -86,6 +87,8 @@ def by_entry(source: SourceWeights, entry: ZooEntry) -> SourceWeights:
         ValueError: The rules give two tensors one name.
     """
     tensors, skipped = entry.rules.apply(source.tensors)
+    if entry.url and entry.contract.modality == "photograph":  # what is shipped was trained by its axes here
+        check_three_slices(tensors, source.origin)
     return SourceWeights(
         tensors,
         entry.contract,
@@ -161,13 +164,18 @@ def load_weights(
         raise ValueError(f"required_share is {required_share}; it is a share of the whole, from 0 to 1")
     targets = {name: each for name, each in network.state_dict().items() if isinstance(each, Tensor)}
     shapes = {name: each.shape for name, each in targets.items()}
+    for adapter in adapters:
+        source = replace(source, tensors=adapter.named(source.tensors, targets))
     fit = best_fit({name: each.shape for name, each in source.tensors.items()}, shapes)
     report = IntakeReport(source.origin, fit.dropped, fit.added, skipped=dict(source.skipped))
     head = HeadByName(network, _classes(source), classes)
     values = _match(_Changing(network, source, fit, head, adapters), source, targets, report)
+    for adapter in adapters:
+        adapter.check({each.name: source.tensors[each.name] for each in report.left_over})
+    check_inflated(values, report.origin)
     parameters = _encoder_parameters(network)
     report.encoder_share = _share(parameters, values)
-    claimed = tuple(fit.added + each for each in source.fills)
+    claimed = tuple(fit.added + each.removeprefix(fit.dropped) for each in source.fills)
     meant = {name: count for name, count in parameters.items() if not claimed or name.startswith(claimed)}
     if _share(meant, values) < required_share or not (report.loaded or report.renamed):
         raise ValueError(_too_little(network, source, report, _share(meant, values), required_share))
@@ -176,6 +184,13 @@ def load_weights(
         for name, value in values.items():
             targets[name].copy_(value)
     return report
+
+
+def as_adapted(source: SourceWeights, adapters: Sequence[Adapter]) -> SourceWeights:
+    """Return weights with all that adapters know of what they expect of an image."""
+    for adapter in adapters:
+        source = replace(source, contract=adapter.stated(source.contract))
+    return source
 
 
 def second_names(network: nn.Module) -> set[str]:
@@ -203,6 +218,7 @@ class _Changing:
         lacking = {name: each for name, each in targets.items() if name not in self.second}
         self.donors = donated(adapters, lacking, theirs)
         self.given |= {name: fit.dropped + other[len(fit.added) :] for name, other in self.donors.items()}
+        self.made = {name: each for one in adapters for name, each in one.made(lacking, self.given).items()}
         self.image_channels = _image_channels(network, {name: source.tensors[key] for name, key in self.given.items()})
 
     def take(self, name: str, tensor: Tensor, target: Tensor) -> Taken | None:
@@ -226,6 +242,10 @@ def _match(
         if name in changing.second:
             continue  # it is filled under its first name, by which a file may have it alone
         key = changing.given.get(name)
+        if key is None and name in changing.made:
+            values[name] = changing.made[name].value
+            report.reshaped.append(Reshaped("", name, changing.made[name].how, True))
+            continue
         if key is None:
             report.fresh.append(Unmatched(name, tuple(target.shape)))
             continue
@@ -250,8 +270,8 @@ def _match(
 def _image_channels(network: Network, given: Mapping[str, Tensor]) -> tuple[int, int] | None:
     """Return the channels that the first kernel of the first stage reads, in the file and here."""
     for name, each in stage_parameters(network, network.stages()[0]).items():
-        if each.ndim == 5:
-            return (given[name].shape[1], each.shape[1]) if name in given and given[name].ndim == 5 else None
+        if each.ndim >= 4:  # of a 2D file, or flat kernels of a 3D network
+            return (given[name].shape[1], each.shape[1]) if name in given and given[name].ndim >= 4 else None
     return None
 
 
@@ -285,6 +305,9 @@ def _too_little(network: Network, source: SourceWeights, report: IntakeReport, s
         "probably weights of another network, or of one with other arguments.",
         f"Fresh would be {some(report.fresh)}; left over {some(report.left_over)}.",
     ]
+    if any(each.other and len(each.shape) == 4 and len(each.other) == 5 for each in report.left_over):
+        lines.append("Its kernels are 2D: say how they become 3D, model.init_args.adapters: [{class_path: Inflation}]")
+        return "\n".join(lines)
     near = zoo.nearest(source.tensors)
     if not near:
         return "\n".join([*lines, "Set model.init_args.network to theirs, or lower model.init_args.required_share"])

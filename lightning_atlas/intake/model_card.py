@@ -10,8 +10,9 @@ PREDICTED = {
     "class": "puts a scan in one of {} classes ({}):",
     "labels": "says which of {} labels a scan has ({}):",
     "values": "says {} numbers of a scan ({}):",
+    "boxes": "finds boxes around {} kinds of structures in {} scans:",
 }
-"""Of whole scans, in the words of a contract."""
+"""Where not of voxels, in the words of a contract."""
 
 
 def model_card(values: Mapping[str, Any], commands: Callable[[Mapping[str, Any]], Iterable[str]] | None = None) -> str:
@@ -36,7 +37,9 @@ def _title(values: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield from textwrap.wrap(", ".join(values["classes"]), 110, break_on_hyphens=False)
     yield ""
-    if values["contract"].get("predicts", "voxels") != "voxels":
+    if values["contract"].get("predicts") == "boxes":
+        yield "It says where each of them is by boxes with scores, in millimetres, and draws nothing."
+    elif values["contract"].get("predicts", "voxels") != "voxels":
         yield "It says this of a whole scan, from the features of an encoder, and draws nothing."
     elif values["contract"].get("overlapping"):
         yield "A voxel may be in several of them at once."

@@ -62,12 +62,13 @@ class SourceWeights:
 
 
 class Content(NamedTuple):
-    """What a file holds: tensors by its own names, what its header says of them, and where it has the same again."""
+    """What a file holds: tensors by its own names, what is said of them, other places of the same, and what to know."""
 
     tensors: dict[str, Tensor]
     contract: Contract | None = None
     card: Mapping[str, Any] = {}
     others: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def read_file(path: Path, sha256: str | None = None, nest: str | None = None) -> SourceWeights:
@@ -90,7 +91,7 @@ def read_file(path: Path, sha256: str | None = None, nest: str | None = None) ->
     if sha256 is not None and not found.startswith(sha256):
         raise ValueError(f"{path} is not the published file: its sha256 is {found}, expected {sha256}; fetch it again")
     read = {".safetensors": _read_safetensors, ".h5": _read_keras}.get(path.suffix, _read_checkpoint)
-    tensors, contract, card, others = read(path, nest)
+    tensors, contract, card, others, told = read(path, nest)
     try:
         tensors = merged(tensors)  # a network trained by LoRA has its weights in parts
     except ValueError as error:
@@ -98,7 +99,7 @@ def read_file(path: Path, sha256: str | None = None, nest: str | None = None) ->
     _check_finite(tensors, path)
     origin = str(path) if nest is None else f"{path}#{nest}"
     notes = tuple(f"{path.name} has such weights also under {each}; to take those: {path}#{each}" for each in others)
-    return SourceWeights(tensors, contract, origin, found, card.get("network"), dict(card), notes=notes)
+    return SourceWeights(tensors, contract, origin, found, card.get("network"), dict(card), notes=(*notes, *told))
 
 
 def check_is_binary(path: Path) -> None:
@@ -222,7 +223,8 @@ def _read_checkpoint(path: Path, nest: str | None = None) -> Content:
         ours = tensors
     if not ours:
         raise ValueError(f"{path} says that lightning_atlas wrote it, but no tensor's name starts with {OWN_PREFIX}")
-    return Content(ours, _contract(own["contract"], path) if "contract" in own else None, others=others)
+    contract = _contract(own["contract"], path) if "contract" in own else None
+    return Content(ours, contract, others=others, notes=tuple(own.get("notes", ())))
 
 
 def _load_safely(path: Path) -> Any:

@@ -6,12 +6,12 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_type_hints
 
 import torch
 from torch import Tensor
@@ -187,18 +187,37 @@ def without_memory() -> Iterator[None]:
 
 
 def build_network(spec: Mapping[str, Any]) -> Network:
-    """Build a network of this library from `class_path` and `init_args`; arguments may be networks in the same form.
+    """Build a network of this library from `class_path` and `init_args`; arguments may be parts in the same form.
 
     Raises:
         ValueError: The class is not one of `lightning_atlas.networks`.
     """
+    return _build_part(spec, Network)
+
+
+def _build_part(spec: Mapping[str, Any], base: type) -> Any:
     path = str(spec.get("class_path"))
     name = path.removeprefix(NETWORKS)
     kind = getattr(import_module(NETWORKS.rstrip(".")), name, None) if path.startswith(NETWORKS) else None
-    if not (isinstance(kind, type) and issubclass(kind, Network)):
+    if not (isinstance(kind, type) and issubclass(kind, base)):
         raise ValueError(f"published weights name a class of lightning_atlas.networks, and found {path}")
     arguments = (spec.get("init_args") or {}).items()
-    return kind(**{key: build_network(each) if is_spec(each) else _tuples(each) for key, each in arguments})
+    hints = get_type_hints(kind.__init__)
+    return kind(**{key: _argument(each, hints.get(key)) for key, each in arguments})
+
+
+def _argument(value: Any, hint: Any) -> Any:
+    """Return an argument of a network: another network or part, settings such as a depth policy, or plain values."""
+    if is_spec(value):
+        return _build_part(value, object)
+    if is_dataclass(hint) and isinstance(hint, type) and isinstance(value, Mapping):
+        return hint(**{key: _tuples(_numbered(each)) for key, each in value.items()})
+    return _tuples(value)
+
+
+def _numbered(value: Any) -> Any:
+    """Return a table with the numbers as keys that JSON has as texts."""
+    return {int(key): each for key, each in value.items()} if isinstance(value, Mapping) else value
 
 
 def settings(spec: Mapping[str, Any]) -> dict[str, Any]:

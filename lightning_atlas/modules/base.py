@@ -11,10 +11,11 @@ from torch.distributed.fsdp import fully_shard
 
 from lightning_atlas.adaptation.groups import fresh_stages
 from lightning_atlas.adaptation.schedules import Schedule
+from lightning_atlas.box_metrics import BoxResult
 from lightning_atlas.contract import Contract, check_allowed
 from lightning_atlas.intake.adapters import Adapter, chosen_adapters, met_by
 from lightning_atlas.intake.inflation import start_at_prior
-from lightning_atlas.intake.loading import IntakeReport, load_weights, read_weights
+from lightning_atlas.intake.loading import IntakeReport, as_adapted, load_weights, read_weights
 from lightning_atlas.intake.weights import SourceWeights
 from lightning_atlas.metrics import DiceResult
 from lightning_atlas.modules.adapting import Adapting
@@ -86,7 +87,7 @@ class AtlasModule(Adapting):
         self.allowed: list[str] = []
         self.keeps_logits = False
         """Whether callbacks get the logits of whole images too, which are large."""
-        self.results: dict[str, DiceResult | ScanResult] = {}
+        self.results: dict[str, DiceResult | ScanResult | BoxResult] = {}
         self._configured = False
         self._read: SourceWeights | None = None
         self._weights_error: Exception | None = None
@@ -146,7 +147,7 @@ class AtlasModule(Adapting):
             self._shard()
 
     def _source_weights(self, name: str) -> SourceWeights:
-        self._read = self._read or read_weights(name)
+        self._read = self._read or as_adapted(read_weights(name), self.adapters)
         return self._read
 
     def _take_weights(self, name: str) -> None:

@@ -40,14 +40,7 @@ class PooledEncoder(Network):
                 f"{type(network).__name__} does not give the features of its encoder, which predictions of whole scans "
                 "are made from: set model.init_args.network to one that does, such as UNet, SegResNet or SwinUNETR"
             )
-        rest = [name for stage in network.stages() if stage.part != "encoder" for name in stage.modules]
-        buffers = dict(network.named_buffers())
-        for name in (*rest, *network.skip_modules):
-            if name in buffers:
-                parent, _, last = name.rpartition(".")
-                setattr(network.get_submodule(parent), last, None)
-            else:
-                network.set_submodule(name, nn.Identity())
+        take_out_decoder(network)
         self.backbone = network
         self.size_multiple, self.size_offset = network.size_multiple, network.size_offset
         self.pooling: Pooling = pooling
@@ -77,3 +70,15 @@ class PooledEncoder(Network):
         flat = features.flatten(2)
         kept = {"mean": (flat.mean(2),), "max": (flat.amax(2),), "both": (flat.mean(2), flat.amax(2))}
         return torch.cat(kept[self.pooling], dim=1)
+
+
+def take_out_decoder(network: Encoding) -> None:
+    """Leave of a network only what its encoder reads; changed in place."""
+    rest = [name for stage in network.stages() if stage.part != "encoder" for name in stage.modules]
+    buffers = dict(network.named_buffers())
+    for name in (*rest, *network.skip_modules):
+        if name in buffers:
+            parent, _, last = name.rpartition(".")
+            setattr(network.get_submodule(parent), last, None)
+        else:
+            network.set_submodule(name, nn.Identity())

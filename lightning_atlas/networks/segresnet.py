@@ -1,12 +1,14 @@
 """MONAI's SegResNet with named stages."""
 
+from jaxtyping import Float
 from monai.networks.nets.segresnet import SegResNet as MonaiSegResNet
+from torch import Tensor
 
-from lightning_atlas.networks.base import Coarse, Encoding, Stage
+from lightning_atlas.networks.base import Pyramid, Stage
 from lightning_atlas.types import Image, Logits
 
 
-class SegResNet(Encoding, MonaiSegResNet):
+class SegResNet(Pyramid, MonaiSegResNet):
     """Residual encoder and a light decoder, as in MONAI, with the same state-dict keys.
 
     Source: Myronenko, "3D MRI brain tumor segmentation using autoencoder regularization", 2018,
@@ -49,7 +51,8 @@ class SegResNet(Encoding, MonaiSegResNet):
             blocks_up=blocks_up,
         )
         self.size_multiple = 2 ** (len(blocks_down) - 1)
-        self.coarse_features = init_filters * 2 ** (len(blocks_down) - 1)
+        self.level_features = tuple(init_filters * 2**level for level in range(len(blocks_down)))
+        self.coarse_features = self.level_features[-1]
 
     def stages(self) -> list[Stage]:
         """Return a stage per level of the encoder and of the decoder, then the head."""
@@ -60,10 +63,14 @@ class SegResNet(Encoding, MonaiSegResNet):
         decoder = [Stage(f"decoder.{level}", "decoder", modules) for level, modules in enumerate(up)]
         return [*encoder, *decoder, Stage("head", "head", ("conv_final",))]
 
-    def encoded(self, image: Image) -> Coarse:
-        """Return the features of the deepest level."""
+    def levels(self, image: Image) -> list[Float[Tensor, "batch _features _i _j _k"]]:
+        """Return the features of each level of the encoder."""
         self.check_size(image)
-        return self.encode(image)[0]
+        return self.encode(image)[1]
+
+    def reductions(self) -> list[tuple[int, int, int]]:
+        """Return 1, 2, 4 and so on."""
+        return [(2**level,) * 3 for level in range(len(self.down_layers))]
 
     def forward(self, x: Image) -> Logits:  # `x`: MONAI's name, so that calls by keyword go on working
         """Return logits on the grid of the image."""

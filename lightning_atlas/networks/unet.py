@@ -8,13 +8,13 @@ from jaxtyping import Float
 from monai.networks.blocks.convolutions import Convolution
 from torch import Tensor, nn
 
-from lightning_atlas.networks.base import Coarse, Encoding, Stage
+from lightning_atlas.networks.base import Coarse, Pyramid, Stage
 from lightning_atlas.types import Image, Logits
 
 Features = Float[Tensor, "batch features i j k"]
 
 
-class UNet(Encoding):
+class UNet(Pyramid):
     """Plain 3D U-Net: two 3x3x3 convolutions per level, instance norm, strided convolutions down, transposed ones up.
 
     Source: Cicek et al., "3D U-Net: Learning Dense Volumetric Segmentation from Sparse Annotation", 2016,
@@ -37,7 +37,7 @@ class UNet(Encoding):
     ) -> None:
         super().__init__()
         self.size_multiple = 2 ** (len(features) - 1)
-        self.coarse_features = features[-1]
+        self.coarse_features, self.level_features = features[-1], tuple(features)
         inputs = [in_channels, *features[:-1]]
         self.encoder = nn.ModuleList(
             _convolutions(above, here, stride=1 if level == 0 else 2, dropout=dropout)
@@ -53,24 +53,25 @@ class UNet(Encoding):
         decoder = [Stage(f"decoder.{level}", "decoder", (f"decoder.{level}",)) for level in range(len(self.decoder))]
         return [*encoder, *decoder, Stage("head", "head", ("head",))]
 
-    def encoded(self, image: Image) -> Coarse:
-        """Return the features of the deepest level."""
-        return self._levels(image)[-1]
-
-    def forward(self, image: Image) -> Logits:
-        """Return logits on the grid of the image."""
-        skips = self._levels(image)
-        features = skips[-1]
-        for level, skip in zip(self.decoder, reversed(skips[:-1]), strict=True):
-            features = level(features, skip)
-        return self.head(features)
-
-    def _levels(self, image: Image) -> list[Tensor]:
+    def levels(self, image: Image) -> list[Float[Tensor, "batch _features _i _j _k"]]:
+        """Return the features of each level of the encoder."""
         self.check_size(image)
         found = [image]
         for level in self.encoder:
             found.append(level(found[-1]))
         return found[1:]
+
+    def reductions(self) -> list[tuple[int, int, int]]:
+        """Return 1, 2, 4 and so on."""
+        return [(2**level,) * 3 for level in range(len(self.encoder))]
+
+    def forward(self, image: Image) -> Logits:
+        """Return logits on the grid of the image."""
+        skips = self.levels(image)
+        features = skips[-1]
+        for level, skip in zip(self.decoder, reversed(skips[:-1]), strict=True):
+            features = level(features, skip)
+        return self.head(features)
 
 
 class UpLevel(nn.Module):

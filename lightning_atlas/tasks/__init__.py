@@ -2,6 +2,7 @@
 
 from lightning_atlas.tasks.base import Task
 from lightning_atlas.tasks.classification import Classification, MultiLabelClassification
+from lightning_atlas.tasks.detection import Detection
 from lightning_atlas.tasks.multi_label import MultiLabelSegmentation
 from lightning_atlas.tasks.regression import Regression
 from lightning_atlas.tasks.scans import ScanTask
@@ -10,6 +11,7 @@ from lightning_atlas.tasks.voxels import VoxelTask
 
 __all__ = [
     "Classification",
+    "Detection",
     "MultiLabelClassification",
     "MultiLabelSegmentation",
     "Regression",

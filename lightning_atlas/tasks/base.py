@@ -39,10 +39,13 @@ class Task(nn.Module):
         if contract.predicts == self.predicts:
             return
         name, fitting = type(self).__name__, FITTING[contract.predicts]
-        if self.predicts == "voxels":
+        if contract.predicts == "boxes" or self.predicts == "voxels":
+            argument = "boxes" if contract.predicts == "boxes" else "targets"
+            given = "boxes" if contract.predicts == "boxes" else f"the {contract.predicts} of whole scans"
+            told = "voxels" if self.predicts == "voxels" else f"the {self.predicts} of whole scans"
             raise ValueError(
-                f"the data give the {contract.predicts} of whole scans (data.init_args.targets), but {name} predicts "
-                f"voxels: set model.init_args.task.class_path: {fitting}, or data.init_args.targets: null"
+                f"the data give {given} (data.init_args.{argument}), but {name} predicts {told}: set "
+                f"model.init_args.task.class_path: {fitting}, or data.init_args.{argument}: null"
             )
         given = "labels of voxels" if contract.predicts == "voxels" else f"kind: {contract.predicts}"
         raise ValueError(

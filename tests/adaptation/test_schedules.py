@@ -3,7 +3,7 @@ from itertools import pairwise
 
 import pytest
 
-from lightning_atlas.adaptation.schedules import ConstantSchedule, CosineSchedule, PolynomialSchedule
+from lightning_atlas.adaptation.schedules import ConstantSchedule, CosineSchedule, PolynomialSchedule, StepSchedule
 
 SCHEDULES = [
     ConstantSchedule(),
@@ -12,6 +12,8 @@ SCHEDULES = [
     CosineSchedule(warmup=0.3, final=0.2),
     PolynomialSchedule(),
     PolynomialSchedule(power=2.0, warmup=0.5),
+    StepSchedule((0.6, 0.9)),
+    StepSchedule((0.5,), factor=0.5, warmup=0.2),
 ]
 
 
@@ -68,3 +70,10 @@ def test_the_published_pre_training_schedule():
     assert rates[20] == pytest.approx(1e-3, rel=1e-4)
     assert rates[400] == pytest.approx(5.18121e-4, rel=1e-2)
     assert rates[799] < 1e-8
+
+
+def test_steps_are_where_they_are_asked_for():
+    schedule = StepSchedule((0.5, 0.75))
+    assert [round(schedule(step, 8), 6) for step in range(8)] == [1, 1, 1, 1, 0.1, 0.1, 0.01, 0.01]
+    with pytest.raises(ValueError, match="shares rise"):
+        StepSchedule((0.75, 0.5))

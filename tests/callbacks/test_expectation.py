@@ -13,8 +13,10 @@ from lightning_atlas.callbacks.expectation import (
     duration,
     measure_step,
     missing_state_bytes,
+    noise_batch,
     optimizer_moments,
 )
+from lightning_atlas.contract import Contract
 
 
 def traces(module):
@@ -146,3 +148,22 @@ def test_a_data_module_without_patches_is_left_alone(module, data, make_trainer,
 )
 def test_durations_read_as_people_say_them(seconds, text):
     assert duration(seconds) == text
+
+
+def test_where_boxes_are_learned_the_noise_has_some_and_their_loss_is_passed_through(module, make_trainer):
+    module.contract = Contract(classes=("liver",), predicts="boxes")
+    batch = noise_batch((2, 1, 8, 8, 4), module, torch.device("cpu"))
+    assert [each.corners.tolist() for each in batch["boxes"]] == [[[2.0, 2.0, 1.0, 6.0, 6.0, 3.0]]] * 2
+    asked = []
+
+    class Boxed(nn.Module):
+        def answer(self, network, batch):
+            asked.append(len(batch["boxes"]))
+            return network(batch["image"])
+
+        def loss(self, answer, batch):
+            return {"loss": answer.mean()}
+
+    module.task = Boxed()
+    measure_step(make_trainer(), module, (2, 1, 8, 8, 4))
+    assert asked == [2, 2]

@@ -75,6 +75,18 @@ def test_where_a_scan_has_not_the_windows_units_percentiles_above_air_are_taken_
     assert (rescaling.percentiles, rescaling.out_min_max) == ((0.5, 99.5), (-1, 1))
 
 
+def test_the_window_of_a_ct_recipe_stays_where_weights_come_from_photographs():
+    photographs = Contract(
+        modality="photograph", orientation="LPS", normalization="linear", window=(0.0, 255.0), range=(-2.0, 2.5)
+    )
+    transforms, _, found = adopted(RECIPES[1], photographs)
+    clamp, rescaling = (each for each in transforms if isinstance(each, Clamp | RescaleIntensity))
+    assert (clamp.out_min, clamp.out_max) == (-200, 300)
+    assert (rescaling.in_min_max, rescaling.out_min_max) == ((-200, 300), (-2, 2.5))
+    assert {each.key for each in differences(photographs, found)} == {"modality", "normalization", "window"}
+    assert adopted(RECIPES[3], photographs)[2].normalization == "percentiles above air"  # z-scores are no window
+
+
 def test_percentiles_stand_in_only_where_units_differ():
     assert expected_of(WEIGHTS, None) == expected_of(WEIGHTS, "CT") == WEIGHTS
     assert expected_of(replace(WEIGHTS, modality=None), "MR").normalization == "window"

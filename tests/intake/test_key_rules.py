@@ -47,6 +47,13 @@ def test_a_turned_kernel_does_to_an_image_what_the_kernel_does_to_the_image_in_i
     assert (taken["bias"].shape, taken["counter"].shape) == ((7,), ())
 
 
+@pytest.mark.parametrize(("axes", "theirs"), [("kji", (0, 1, 3, 2)), ("kij", (0, 1, 2, 3))])
+def test_a_flat_kernel_is_turned_in_its_plane(axes, theirs):
+    image, kernel = torch.randn(2, 3, 4, 5), torch.randn(7, 3, 1, 3)
+    expected = F.conv2d(image.permute(theirs), kernel)
+    torch.testing.assert_close(F.conv2d(image, turned_axes(kernel, axes)).permute(theirs), expected)
+
+
 @pytest.mark.parametrize(
     ("values", "told"),
     [

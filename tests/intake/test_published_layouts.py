@@ -30,7 +30,8 @@ SMALL = {
 """Arguments of the published networks that make them small and change no name."""
 RESULTS = Path(__file__).parent / "nnunet_results"
 TORCH = {name: entry for name, entry in zoo.entries().items() if entry.path.suffix != ".h5"}  # Keras: test_keras.py
-PUBLISHED = {name: entry for name, entry in TORCH.items() if entry.url and entry.network}
+FLAT = "torchvision_"  # 2D kernels: test_two_d.py
+PUBLISHED = {name: entry for name, entry in TORCH.items() if entry.url and entry.network and not name.startswith(FLAT)}
 
 
 def swin_without_head(name):
@@ -57,12 +58,23 @@ def with_flat_images(name):
     return "backbone." + re.sub(r"(patch_embed|pos_embed|DecEmbed|DecPosEmbed|attn\.sr)(?=[\d.])", r"\g<1>3D", name)
 
 
+def as_torchvision_writes_videos(name):
+    name = re.sub(r"^conv1\.", "stem.0.", re.sub(r"^bn1\.", "stem.1.", name))
+    return re.sub(r"\.bn(\d)\.", r".conv\1.1.", re.sub(r"\.conv(\d)\.", r".conv\1.0.", name))
+
+
+def without_classes(name):
+    return None if name.startswith(("bbox_head.fc_cls.", "bbox_head.fc_reg.")) else name
+
+
 UNIMISS = [name for name in PUBLISHED if name.startswith("unimiss")]
 MEDICALNET = [name for name in PUBLISHED if name.startswith("medicalnet")]
 LAYOUTS = {
     **dict.fromkeys(PUBLISHED, lambda name: name),
     **dict.fromkeys(MEDICALNET, encoder_alone),
     **dict.fromkeys(UNIMISS, with_flat_images),
+    "kinetics400_r3d18": as_torchvision_writes_videos,
+    "mp3d63_coco": without_classes,
     "clip_driven_universal_swin_unetr": lambda name: name.removeprefix("backbone."),
     "nv_swin_unetr_50000": disruptive,
     "nv_swin_unetr_ssl": transformer_alone,
@@ -74,6 +86,10 @@ MORE = {
         name: ["head.mlp.0.weight", "backbone.transformer.pos_embed2D1", "backbone.cls_tokens0.bias"]
         for name in UNIMISS
     },
+    "cspr_r3d18_imagenet": ["fc.weight"],
+    "kinetics400_r3d18": ["fc.weight", "fc.bias"],
+    "kinetics700_r3d18": ["fc.weight", "fc.bias"],
+    "mp3d63_coco": ["bbox_head.fc_cls.weight", "bbox_head.fc_reg.bias"],
     "nv_swin_unetr_50000": ["encoder.mask_token", "encoder.norm.weight", "out.conv.conv.weight"],
     "nv_swin_unetr_ssl": ["norm.weight", "rotation_head.weight", "contrastive_head.bias", "conv.0.weight"],
 }
@@ -85,7 +101,7 @@ def shrink(spec):
     name = spec["class_path"].rpartition(".")[2]
     arguments = spec["init_args"]
     for key, each in arguments.items():
-        if isinstance(each, dict):
+        if zoo.is_spec(each):
             arguments[key] = shrink(each)
     own = {"SwinUNETR": ["feature_size"], "GenesisUNet": ["init_filters"], "STUNet": ["features"]}
     own["DoDNet"] = ["init_filters"]
@@ -93,6 +109,8 @@ def shrink(spec):
     own["UniversalNetwork"] = ["text_features", "condition_features"]
     if name == "UniMiSS":
         arguments["features"] = [8, 16, 16, 32]
+    if name in ("R3D", "P3D", "SliceDetector"):
+        arguments["features"] = 8
     return spec | {"init_args": arguments | {key: SMALL[key] for key in own.get(name, [])}}
 
 
@@ -103,11 +121,15 @@ def small(name):
     network = entry.build()
     state = dict(network.state_dict())
     state |= {key: torch.randn(each.shape) for key, each in state.items() if each.is_floating_point()}
+    if name == "cspr_r3d18_imagenet":  # three slices never trained these, and weight decay made them small
+        state["conv1.weight"][..., [0, -1]] *= 0.08
     network.load_state_dict(state)
     named = {key: (LAYOUTS[name](key), each) for key, each in state.items()}
-    turn = (0, 1, *(2 + "ijk".index(axis) for axis in entry.rules.axes))
+    axes = entry.rules.axes
+    turns = {5: (0, 1, *(2 + "ijk".index(axis) for axis in axes))}
+    turns |= {4: (0, 1, *(2 + "ij".index(axis) for axis in axes.replace("k", "")))}
     content = {
-        theirs: each.permute(turn).clone() if each.ndim == 5 else each
+        theirs: each.permute(turns[each.ndim]).clone() if each.ndim in turns else each
         for theirs, each in named.values()
         if theirs is not None
     }
@@ -306,6 +328,8 @@ COUNTS = {
     "stu_net_huge": (None, 1_457_330_000),
     "vocomni_swin_unetr_b": (None, 72_800_000),
     "humpire_valid_unet": (30, 16_317_015),
+    "cspr_r3d18_imagenet": (120, 33_160_000),
+    "kinetics400_r3d18": (120, 33_371_472 - 513 * 400),
 }
 """Tensors and parameters as published; those of STU-Net and VoCo rounded."""
 

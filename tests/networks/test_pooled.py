@@ -5,6 +5,8 @@ import torch
 from torch import nn
 
 from lightning_atlas.networks import (
+    R3D,
+    DepthPolicy,
     Encoding,
     GenesisUNet,
     MedNeXt,
@@ -12,6 +14,7 @@ from lightning_atlas.networks import (
     NnUNet,
     PooledEncoder,
     ResNetUNet,
+    ResUNet,
     SegResNet,
     STUNet,
     SwinUNETR,
@@ -32,9 +35,18 @@ NETWORKS: dict[str, Any] = {
     "stu_net": lambda: STUNet(features=(4, 8), depths=(1, 1), strides=(1, 2), deep_supervision=True),
     "mednext": lambda: MedNeXt(features=4, depths=(1,) * 9),
     "resnet": lambda: ResNetUNet(depth=10, init_filters=4, decoder_features=(8, 8, 8, 8, 8)),
+    "r3d": lambda: R3D(features=4, norm="group", depth_policy=DepthPolicy("stride")),
+    "res_unet": lambda: ResUNet(R3D(features=4, depth_policy=DepthPolicy("stride"))),
     "universal": lambda: UniversalNetwork(GenesisUNet(init_filters=8), out_channels=3, text_features=8),
 }
-SIDES = {"swin_unetr": (64, 32, 32), "swin_unetr_v2": (64, 32, 32), "resnet": (64, 32, 32), "mednext": (32, 32, 32)}
+SIDES = {
+    "r3d": (64, 32, 32),
+    "res_unet": (64, 32, 32),
+    "swin_unetr": (64, 32, 32),
+    "swin_unetr_v2": (64, 32, 32),
+    "resnet": (64, 32, 32),
+    "mednext": (32, 32, 32),
+}
 
 
 def image_for(name: str, cases: int = 1) -> torch.Tensor:

@@ -10,14 +10,21 @@ from torch import Tensor, nn
 
 from lightning_atlas import networks
 from lightning_atlas.networks import (
+    P3D,
+    R3D,
+    ACSResNet,
     DoDNet,
     GenesisUNet,
+    LidcFCN,
     MedNeXt,
     Network,
     NnUNet,
     PooledEncoder,
     ResNetUNet,
+    ResUNet,
+    RetinaDetector,
     SegResNet,
+    SliceDetector,
     STUNet,
     SwinUNETR,
     UNet,
@@ -75,6 +82,13 @@ BUILT = {
     "STUNet, supervised": (lambda: stu_net(True), SHORT),
     "MedNeXt": (lambda: mednext(False), TALL),
     "MedNeXt, supervised": (lambda: mednext(True), TALL),
+    "R3D": (lambda: R3D(features=4), SHORT),
+    "R3D, bottlenecks and deep stem": (lambda: R3D(depth=50, features=4, stem="deep", norm="group"), SHORT),
+    "ACSResNet": (lambda: ACSResNet(features=6, kernels="soft"), SHORT),
+    "ResUNet": (lambda: ResUNet(R3D(features=4)), TALL),
+    "LidcFCN": (lambda: LidcFCN(R3D(features=4, strides=(1, 1, 1, 2, 1, 2)), head_features=8), SHORT),
+    "P3D": (lambda: P3D(depth=18, features=4), SHORT),
+    "P3D, without bottlenecks": (lambda: P3D(depth="18ba", features=4), SHORT),
     "ResNetUNet": (lambda: ResNetUNet(depth=10, init_filters=4, decoder_features=(16, 8, 8, 4, 4)), TALL),
     "UniversalNetwork": (lambda: universal(GenesisUNet(init_filters=4)), SHORT),
     "UniversalNetwork of SwinUNETR": (lambda: universal(SwinUNETR(feature_size=12)), TALL),
@@ -82,6 +96,12 @@ BUILT = {
     "UniMiSS": (lambda: UniMiSS(features=(8, 16, 16, 32)), TALL),
     "ValidUNet": (lambda: ValidUNet(features=(2, 3)), (20, 22, 26)),
     "PooledEncoder": (lambda: PooledEncoder(UNet(features=(4, 6, 8, 10))), SHORT),
+    "RetinaDetector": (lambda: RetinaDetector(UNet(features=(4, 6, 8, 10)), features=8), SHORT),
+    "SliceDetector": (lambda: SliceDetector(P3D(depth="18ba", features=4), features=8), SHORT),
+    "SliceDetector, a weight for each slice": (
+        lambda: SliceDetector(P3D(depth="18ba", features=4), slices=16, collapse="group", features=8),
+        SHORT,
+    ),
     "MONAI's DynUNet, adopted": (dynunet, SHORT),
     "MONAI's UNet, adopted": (monai_unet, SHORT),
 }
@@ -161,7 +181,7 @@ def test_the_blocks_on_the_skips_of_swin_unetr_lie_beside_what_they_read():
 
 
 def test_no_network_of_the_package_is_left_out():
-    abstract = {"Network", "Encoding", "Backbone"}
+    abstract = {"Network", "Encoding", "Backbone", "Pyramid", "Detector"}
     classes = {name for name in networks.__all__ if isinstance(getattr(networks, name), type)}
     written = {name for name in classes if issubclass(getattr(networks, name), Network)} - abstract
     assert written <= {label.partition(",")[0].partition(" of ")[0] for label in BUILT}

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from lightning_atlas.data.augmentation.intensity import Intensity
 from lightning_atlas.data.augmentation.spatial import Size, Spatial, Triple, enlarged, moved, voxel_map
-from lightning_atlas.types import Batch
+from lightning_atlas.data.boxes import carried
+from lightning_atlas.types import Batch, Boxes
 
 MOVE, EFFECT = 0, 1
 """Names of the streams of random numbers."""
@@ -62,8 +63,8 @@ class BatchAugmentation:
     def __call__(self, batch: Batch, size: Size, pairs: Sequence[tuple[int, int]]) -> Batch:
         """Return patches of `size`, read about the middle of the given ones.
 
-        `affine` goes with the voxels; `spacing_mm` stays, for a scaled patch stands for another body at the same
-        spacing.
+        `affine` goes with the voxels, as do `boxes`, which stay whole where they reach beyond the patch; `spacing_mm`
+        stays, for a scaled patch stands for another body at the same spacing.
 
         Args:
             batch: Patches, larger than `size` where that is to be seen at the corners; it stays as it is.
@@ -84,17 +85,23 @@ class BatchAugmentation:
         new["affine"] = batch["affine"].clone()
         new["states"], new["drawn"] = batch["states"].clone(), batch["drawn"].clone()
         swapped = _swapped(batch["states"].shape[2], pairs)
+        boxes = list[Boxes]()
         # One sample at a time: then its voxels are the same to the bit in any batch, and only what was drawn is done.
         for n, (seed, spacing) in enumerate(zip(batch["seed"].tolist(), batch["spacing_mm"].tolist(), strict=True)):
             spacing_mm = _triple(spacing)
             matrix = self.spatial.draw(_stream(seed, MOVE), spacing_mm).matrix(spacing_mm)
             image, new["label"][n] = moved(batch["image"][n], batch["label"][n], matrix, size)
             new["image"][n] = self._changed(image, seed, spacing_mm)
-            there = torch.from_numpy(voxel_map(matrix, cast(Size, source), size))
-            new["affine"][n] = batch["affine"][n] @ there.to(batch["affine"])
-            if self.swap_sides and np.linalg.det(matrix) < 0:
+            there = voxel_map(matrix, cast(Size, source), size)
+            new["affine"][n] = batch["affine"][n] @ torch.from_numpy(there).to(batch["affine"])
+            swaps = self.swap_sides and np.linalg.det(matrix) < 0
+            if swaps:
                 new["states"][n] = batch["states"][n][:, swapped]
                 new["drawn"][n] = batch["drawn"][n][:, swapped]
+            if "boxes" in batch:
+                boxes.append(_moved_boxes(batch["boxes"][n], there, swapped if swaps else None))
+        if "boxes" in batch:
+            new["boxes"] = boxes
         return new
 
     def _changed(self, image: Float[Tensor, "channels i j k"], seed: int, spacing_mm: Triple) -> Tensor:
@@ -104,6 +111,13 @@ class BatchAugmentation:
             changes = effect.changes(_stream(seed, EFFECT, number), len(channels), kept)
             channels = [change(each) if change else each for each, change in zip(channels, changes, strict=True)]
         return torch.stack(channels)
+
+
+def _moved_boxes(boxes: Boxes, back: Float[np.ndarray, "4 4"], swapped: list[int] | None) -> Boxes:
+    moved = carried(boxes, np.linalg.inv(back))
+    if swapped is None:
+        return moved
+    return moved._replace(classes=torch.tensor(swapped, device=moved.classes.device)[moved.classes])
 
 
 def _stream(seed: int, *key: int) -> np.random.Generator:

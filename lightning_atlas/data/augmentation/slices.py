@@ -1,24 +1,85 @@
 """Colour pictures as small volumes: three colours are three slices."""
 
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
 from torchio import Image, LabelMap, Subject
-from torchio.transforms import SpatialTransform
+from torchio.transforms.augmentation import RandomTransform
+
+from lightning_atlas.data.augmentation.moves import Shape
+from lightning_atlas.data.augmentation.pictures import PictureTransform
+from lightning_atlas.data.boxes import over_depth
+from lightning_atlas.types import Boxes
+
+COLOURS = (0, 1, 2)
+"""Red, green, blue."""
 
 
-class ColoursToSlices(SpatialTransform):
+class Slices(NamedTuple):
+    """The movement from colours to slices; see `ColoursToSlices`."""
+
+    order: tuple[int, int, int]
+    back: bool
+
+    def pixels(self, image: Tensor) -> Tensor:
+        """Exchange the axes of channels and slices; a view, unless the planes come in another order."""
+        _check(tuple(image.shape), self.back, False)
+        if self.back:
+            order = [self.order.index(colour) for colour in COLOURS]
+            colours = image.transpose(0, 3)
+            return colours if self.order == COLOURS else colours[order]
+        return (image if self.order == COLOURS else image[list(self.order)]).transpose(0, 3)
+
+    def masks(self, label: Tensor) -> Tensor:
+        """Repeat a mask on each slice; back, take that of the first."""
+        _check(tuple(label.shape), self.back, True)
+        return label[..., :1] if self.back else label.expand(-1, -1, -1, 3)
+
+    def boxes(self, boxes: Boxes, shape: Sequence[int]) -> Boxes:
+        """Let boxes reach through all slices; back, through the one plane."""
+        return over_depth(boxes, 1 if self.back else 3)
+
+    def sides(self, shape: Sequence[int]) -> Shape:
+        """Three slices; back, one plane."""
+        return shape[0], shape[1], 1 if self.back else 3
+
+    def map(self, shape: Sequence[int]) -> np.ndarray:
+        """Leave the affine: the planes have no distance."""
+        return np.eye(4)
+
+
+class ColoursToSlices(PictureTransform):
     """Make the three colour channels of a picture the three slices of one channel, so that a 3D network can read it.
 
-    Nothing is computed: the channel axis becomes k, `(3, i, j, 1)` becomes `(1, i, j, 3)`. Labels of a picture are
-    repeated on each slice. `inverse` goes back.
+    Nothing is computed: the channel axis becomes k, `(3, i, j, 1)` becomes `(1, i, j, 3)`, and is a view unless the
+    order is another. Labels of a picture are repeated on each slice, boxes reach through all. `inverse` goes back.
+
+    Args:
+        back: Go back.
+        order: Which colour (0 red, 1 green, 2 blue) each slice is.
+        kwargs: Those of TorchIO's transforms.
 
     Source: the Variable Dimension Transform, Zhang et al. 2022, *Advancing 3D Medical Image Analysis with Variable
     Dimension Transform based Supervised 3D Pre-training*, arXiv:2201.01426.
-    Differs: the slices keep the order red, green, blue.
     """
 
-    def __init__(self, back: bool = False) -> None:
-        super().__init__()
+    carries_boxes = True
+
+    def __init__(self, back: bool = False, order: tuple[int, int, int] = COLOURS, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if sorted(order) != [0, 1, 2]:
+            raise ValueError(f"ColoursToSlices: order names each of the colours 0, 1 and 2 once; found {tuple(order)}")
         self.back = back
-        self.args_names = ["back"]
+        self.order = order
+        self.args_names = ["back", "order"]
+
+    def move(self, shape: Sequence[int]) -> Slices:
+        """Return the movement, whatever the shape."""
+        red, green, blue = self.order
+        return Slices((red, green, blue), self.back)
 
     def apply_transform(self, subject: Subject) -> Subject:
         """Exchange the axes of each image of a subject.
@@ -27,14 +88,8 @@ class ColoursToSlices(SpatialTransform):
             ValueError: An image is no colour picture of one plane, or, going back, has not one channel of three slices.
         """
         for image in self.get_images(subject):
-            self._check(image)
-            if not isinstance(image, LabelMap):
-                image.set_data(image.data.movedim((0, 3), (3, 0)))
-            elif self.back:
-                image.set_data(image.data[..., :1])
-            else:
-                image.set_data(image.data.expand(-1, -1, -1, 3))
-        return subject
+            _check(image.shape, self.back, isinstance(image, LabelMap), image)
+        return super().apply_transform(subject)
 
     def is_invertible(self) -> bool:
         """Return that it is."""
@@ -42,13 +97,38 @@ class ColoursToSlices(SpatialTransform):
 
     def inverse(self) -> "ColoursToSlices":
         """Return the transform that goes back."""
-        return ColoursToSlices(not self.back)
+        return ColoursToSlices(not self.back, self.order)
 
-    def _check(self, image: Image) -> None:
-        channels, planes = image.shape[0], image.shape[3]
-        wanted = (1, 3) if self.back else (1 if isinstance(image, LabelMap) else 3, 1)
-        if (channels, planes) != wanted:
-            raise ValueError(
-                f"ColoursToSlices takes {wanted[0]} channels of {wanted[1]} planes, and found {channels} of {planes}"
-                f"{f' in {image.path}' if image.path else ''}; it is for colour pictures"
-            )
+
+class RandomColoursToSlices(PictureTransform, RandomTransform):
+    """Make the colours of a picture slices, in an order that is drawn for each picture, each of the six equally often.
+
+    So the network learns no fixed order of slices. What was drawn stands in the subject's history as `ColoursToSlices`,
+    which goes back.
+
+    Source: as `ColoursToSlices`; its training exchanged the planes of every image, its test did not.
+    """
+
+    carries_boxes = True
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def move(self, shape: Sequence[int]) -> Slices:
+        """Draw the order."""
+        red, green, blue = torch.randperm(3).tolist()
+        return Slices((red, green, blue), back=False)
+
+    def apply_transform(self, subject: Subject) -> Subject:
+        """Draw the order, and exchange the axes of each image."""
+        return ColoursToSlices(order=self.move(()).order)(subject)
+
+
+def _check(shape: Sequence[int], back: bool, mask: bool, image: Image | None = None) -> None:
+    channels, planes = shape[0], shape[3]
+    wanted = (1, 3) if back else (1 if mask else 3, 1)
+    if (channels, planes) != wanted:
+        raise ValueError(
+            f"ColoursToSlices takes {wanted[0]} channels of {wanted[1]} planes, and found {channels} of {planes}"
+            f"{f' in {image.path}' if image is not None and image.path else ''}; it is for colour pictures"
+        )

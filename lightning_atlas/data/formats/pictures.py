@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Shaped
 from PIL import ExifTags, Image, ImageOps
 
 from lightning_atlas.data.formats.container import COPY_AGAIN, BadFileError, Container, make_header
@@ -37,6 +38,31 @@ def open_picture(path: Path, labels: bool) -> Container:
     sizes = (channels, i, j, 1)
     header = make_header(path, sizes, 0, LPS, np.dtype(dtype))
     return Container(path, header, sizes, 0, partial(_pixels, path, labels))
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """Read from the header of a PNG or JPEG how many columns and rows it has, upright.
+
+    Raises:
+        BadFileError: It is none.
+    """
+    with _opened(path) as picture:
+        i, j = picture.size[::-1] if _orientation(picture) in SIDEWAYS else picture.size
+    return i, j
+
+
+def read_colours(path: Path) -> Shaped[np.ndarray, "rows columns 3"]:
+    """Read a PNG or JPEG, upright and in red, green and blue: of grey, palette, transparency and print colours too.
+
+    Raises:
+        BadFileError: It is none, it is damaged, or its grey values are more than 256.
+    """
+    with _opened(path) as picture:
+        if picture.mode in DEEP:
+            found = f"has grey values of more than 8 bits ({picture.mode}), not colours"
+            raise BadFileError(path, found, "read it by a ScanDataModule, or save it with 8 bits")
+        upright = ImageOps.exif_transpose(picture) if _orientation(picture) > 1 else picture
+        return np.array(upright if upright.mode == "RGB" else upright.convert("RGB"))
 
 
 def _pixels(path: Path, labels: bool) -> Iterator[np.ndarray]:

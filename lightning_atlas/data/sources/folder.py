@@ -122,8 +122,8 @@ class ScanLayout(Source):
     Args:
         path: The folder, or the file that lists it.
         layout: `abdomenatlas`, `totalsegmentator`, `nnunet`, `decathlon`, `dataset.json`, `bids`, `pair`, `slicer`,
-            `flat`, `saros`, `lidc`, `lidc_by_nodule`, `imagefolder`, `coco` or `manifest`; `null` guesses it and says
-            so.
+            `flat`, `saros`, `lidc`, `lidc_by_nodule`, `imagefolder`, `coco`, `deeplesion` or `manifest`; `null` guesses
+            it and says so.
         modality: `CT`, `MR` or another short name, where the layout does not say it.
         aliases: Name in the files -> name to read it as.
         vocabulary: What the names mean: a built-in vocabulary or a file.
@@ -164,7 +164,9 @@ class ScanLayout(Source):
             ValueError: No layout fits, or several; or a table of the dataset, or a list, has a fault.
         """
         result = read_layout(self.path, self.layout, self.aliases, self.values or self._vocabulary_values())
-        cases = [replace(case, **self._told(case)) for case in result.cases]
+        told = {"modality": self.modality, "vocabulary": self.vocabulary, "drawn_on": self.drawn_on}
+        told = {key: value for key, value in told.items() if value}
+        cases = [replace(case, **told) for case in result.cases] if told else result.cases
         cases = of_patients(cases, self.patient) if self.patient else cases
         result.cases = listed(cases, self.lists) if self.lists else cases
         return result
@@ -184,13 +186,6 @@ class ScanLayout(Source):
 
     def _vocabulary_values(self) -> Mapping[str, int] | None:
         return load_vocabulary(self.vocabulary).values if self.vocabulary else None
-
-    def _told(self, case: Case) -> dict[str, object]:
-        return {
-            "modality": self.modality or case.modality,
-            "vocabulary": self.vocabulary or case.vocabulary,
-            "drawn_on": self.drawn_on or case.drawn_on,
-        }
 
 
 def sound(result: LayoutResult) -> list[Case]:

@@ -24,10 +24,12 @@ def write_manifest(path: Path, cases: Sequence[Case], name: str = "") -> None:
         name: Name of the whole.
 
     Raises:
-        ValueError: A case is simulated, or one of several datasets has no name.
+        ValueError: A case is simulated or made of several pictures, or one of several datasets has no name.
     """
     if simulated := [case.subject for case in cases if case.variation is not None]:
         raise ValueError(f"{simulated[0]} is simulated and has no files of its own, so that no manifest can name it")
+    if slabs := [case.subject for case in cases if case.slab is not None]:
+        raise ValueError(f"{slabs[0]} is made of several pictures, which no manifest can say; use ScanLayout itself")
     folder = path.parent.absolute()
     datasets = {dataset: _shared(cases, dataset, folder) for dataset in dict.fromkeys(case.dataset for case in cases)}
     if len(datasets) > 1 and "" in datasets:

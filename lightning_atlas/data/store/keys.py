@@ -66,6 +66,9 @@ class Keys:
             "variation": None if case.variation is None else asdict(case.variation),
             "transforms": self._transforms,
         }
+        if case.slab is not None:
+            planes = [content[str(file)] for file in case.slab.files(case.channels["image"])]
+            made_of["slab"] = [asdict(case.slab), planes]
         return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -107,7 +110,8 @@ def _place_settings(place: DrawnOn, content: Mapping[str, str]) -> dict[str, Any
 
 def _files(case: Case) -> set[str]:
     files = {*case.channels.values(), case.label, *(place.mask for place in case.drawn_on)} - {None}
-    return {str(file) for file in files} | {mark.path for mark in case.masks.values()}
+    planes = () if case.slab is None else map(str, case.slab.files(case.channels["image"]))
+    return {str(file) for file in files} | {mark.path for mark in case.masks.values()} | set(planes)
 
 
 def _memory() -> Path:

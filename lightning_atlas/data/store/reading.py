@@ -9,6 +9,7 @@ import torchio as tio
 from lightning_atlas.data.cases import Case
 from lightning_atlas.data.formats import Watch, read_image
 from lightning_atlas.data.labels.drawing import Drawing, looks_dense, read_drawing, restrict
+from lightning_atlas.data.store.slabs import read_slab
 
 
 def read_case(case: Case, watch: Watch | None = None) -> tuple[tio.Subject, Drawing]:
@@ -63,6 +64,8 @@ def read_channels(case: Case, watch: Watch | None = None) -> tio.ScalarImage:
     Raises:
         ValueError: They do not lie on one grid.
     """
+    if case.slab is not None:
+        return read_slab(case.slab, case.channels["image"], watch)
     files = case.channels
     images = {name: read_image(path, watch) for name, path in files.items()}
     first = next(iter(images.values()))

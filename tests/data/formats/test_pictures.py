@@ -1,8 +1,13 @@
+import subprocess
+import sys
+import zipfile
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from lightning_atlas.data.formats import read_header, read_image, read_labels
+from lightning_atlas.data.formats.pictures import picture_size, read_colours
 
 
 def test_a_picture_equals_pillows_columns_and_rows(tmp_path):
@@ -52,3 +57,54 @@ def test_a_photograph_is_turned_upright(orientation, tmp_path):
     expected = (turns | {8: np.rot90(pixels, 1)})[orientation]
     assert read.spatial_shape[:2] == expected.shape[1::-1] == read_header(tmp_path / "a.jpg").shape[:2]
     assert np.abs(read.data[..., 0].permute(2, 1, 0).numpy() - expected).max() < 10
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr"])
+def test_colours_are_read_upright_whatever_the_file_has(mode, tmp_path):
+    ending = "jpg" if mode in ("CMYK", "YCbCr") else "png"
+    picture = Image.fromarray(np.arange(105, dtype=np.uint8).reshape(5, 7, 3) * 2).convert(mode)
+    tags = Image.Exif()
+    tags[0x0112] = 6
+    picture.save(tmp_path / f"a.{ending}", exif=tags)
+    with Image.open(tmp_path / f"a.{ending}") as saved:
+        expected = np.rot90(np.asarray(saved.convert("RGB")), -1)
+    read = read_colours(tmp_path / f"a.{ending}")
+    assert read.dtype == np.uint8
+    np.testing.assert_array_equal(read, expected)
+    assert picture_size(tmp_path / f"a.{ending}") == (5, 7)
+
+
+@pytest.mark.parametrize("harm", ["cut", "garbled"])
+def test_a_damaged_picture_is_refused_by_name(harm, tmp_path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(content[: len(content) // 2] if harm == "cut" else b"no picture" + content[10:])
+    with pytest.raises(ValueError, match=r"a\.png is damaged or no PNG or JPEG"):
+        read_colours(tmp_path / "a.png")
+
+
+def fetched(folder, package):
+    """Return what a package holds, by pip; nothing of it is run."""
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "-q", "-d", str(folder)]
+    done = subprocess.run([*command, package], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"{package} cannot be fetched: {done.stderr.strip().splitlines()[-1]}")
+    return zipfile.ZipFile(next(folder.glob("*.whl")))
+
+
+@pytest.mark.slow
+def test_photographs_of_the_world_are_read_as_pillow_has_them(tmp_path):
+    """Foolbox brings 20 pictures each of ImageNet, CIFAR and MNIST: colours and grey, JPEG and PNG."""
+    package = fetched(tmp_path, "foolbox==3.3.4")
+    package.extractall(tmp_path, [name for name in package.namelist() if name.endswith((".jpg", ".png"))])
+    files = sorted(each for each in tmp_path.rglob("*") if each.suffix in (".jpg", ".png"))
+    assert len(files) >= 80
+    modes = set()
+    for file in files:
+        with Image.open(file) as picture:
+            modes.add(picture.mode)
+            expected = np.asarray(picture.convert("RGB"))
+        np.testing.assert_array_equal(read_colours(file), expected)
+        np.testing.assert_array_equal(read_image(file).data[..., 0].permute(2, 1, 0), expected)
+        assert picture_size(file) == expected.shape[1::-1]
+    assert {"RGB", "L"} <= modes

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lightning_atlas.data.sources.layouts.bids import BIDS
 from lightning_atlas.data.sources.layouts.case_folders import ABDOMENATLAS, TOTALSEGMENTATOR_CT_MR
+from lightning_atlas.data.sources.layouts.deeplesion import DEEPLESION
 from lightning_atlas.data.sources.layouts.flat import FLAT
 from lightning_atlas.data.sources.layouts.lidc import LIDC, LIDC_BY_NODULE
 from lightning_atlas.data.sources.layouts.listed import DECATHLON, LISTED
@@ -26,7 +27,7 @@ LAYOUTS = {
     layout.name: layout
     for layout in (
         *(ABDOMENATLAS, TOTALSEGMENTATOR_CT_MR, NNUNET, DECATHLON, LISTED, BIDS, PAIR, SLICER, FLAT),
-        *(SAROS, LIDC, LIDC_BY_NODULE, IMAGEFOLDER, COCO, TABLE),
+        *(SAROS, LIDC, LIDC_BY_NODULE, IMAGEFOLDER, COCO, DEEPLESION, TABLE),
     )
 }
 
@@ -55,13 +56,13 @@ def read_layout(
     result = found.read(path)
     if not result.cases and not result.defects:
         raise ValueError(f"{path} holds no case of the layout {found.name}: {found.holds}; {_seen(path)}")
+    dataset = path.resolve().name
+    unnamed = [bool(values and case.label and not case.values) for case in result.cases]
     cases = [
-        replace(
-            case,
-            dataset=case.dataset or path.resolve().name,
-            values=dict(values) if values and case.label and not case.values else case.values,
-        )
-        for case in result.cases
+        case
+        if case.dataset and not lacks
+        else replace(case, dataset=case.dataset or dataset, values=dict(values or {}) if lacks else case.values)
+        for case, lacks in zip(result.cases, unnamed, strict=True)
     ]
     result.cases = rename(cases, aliases) if aliases else cases
     if layout is None:

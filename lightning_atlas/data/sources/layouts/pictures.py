@@ -5,11 +5,13 @@ Source: https://cocodataset.org/#format-data. A column is i and a row is j; boxe
 
 import re
 from collections.abc import Iterator, Mapping
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from lightning_atlas.data.cases import Split
 from lightning_atlas.data.formats import BadFileError, is_image, is_picture, stem
+from lightning_atlas.data.sources.layouts.deeplesion import is_deeplesion
 from lightning_atlas.data.sources.layouts.listing import SPLIT_NAMES, folders, visible
 from lightning_atlas.data.sources.layouts.pair import is_pair
 from lightning_atlas.data.sources.layouts.result import Layout, LayoutResult
@@ -28,23 +30,24 @@ def is_imagefolder(path: Path) -> bool:
 def read_imagefolder(path: Path) -> LayoutResult:
     """List the images in folders that are called like their class, perhaps in folders called like their split."""
     names = sorted({folder.name for _, folder in _classes(path)})
+    numbers, dataset = {name: number for number, name in enumerate(names)}, path.resolve().name
     result = LayoutResult("imagefolder", target_names=tuple(names))
     taken: set[str] = set()
     for split, folder in _classes(path):
-        for file in sorted(folder.rglob("*")):
+        for file in sorted(folder.rglob("*"), key=attrgetter("parts")):
             if is_image(file):
                 parts = file.relative_to(path).parts
                 subject = "_".join((*parts[:-1], stem(file)))
                 subject = "_".join(parts) if subject in taken else subject  # a.png beside a.jpg
                 taken.add(subject)
-                result.add(subject, split, file, {"target": names.index(folder.name)})
+                result.add(subject, split, file, {"target": numbers[folder.name]}, dataset=dataset)
     result.notes.append(f"classes: {', '.join(f'{number} {name}' for number, name in enumerate(names))}")
     return result
 
 
 def is_coco(path: Path) -> bool:
     """Tell whether there is a JSON file of images, annotations and categories."""
-    return bool(_annotations(path))
+    return bool(_annotations(path)) and not is_deeplesion(path)
 
 
 def read_coco(path: Path) -> LayoutResult:

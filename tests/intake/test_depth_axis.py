@@ -1,0 +1,77 @@
+"""Kernels that fit any way round by shape, told apart by their numbers."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lightning_atlas.contract import Contract
+from lightning_atlas.intake import zoo
+from lightning_atlas.intake.depth_axis import check_inflated, check_three_slices, inflated_along
+from lightning_atlas.intake.loading import by_entry
+from lightning_atlas.intake.weights import SourceWeights
+from lightning_atlas.networks.depth import Conv3d
+
+CUBIC = torch.randn(4, 3, 3, 3, 3)
+MIDDLE = torch.zeros(4, 3, 3, 3, 3)
+MIDDLE[..., 1] = CUBIC[..., 1]
+REPEATED = CUBIC[..., :1].expand(-1, -1, -1, -1, 3).contiguous()
+
+
+@pytest.mark.parametrize("kernel", [MIDDLE, REPEATED])
+def test_the_axis_of_a_flat_kernel_is_where_it_is_repeated_or_alone(kernel):
+    assert inflated_along(kernel) == "k"
+    assert inflated_along(kernel.transpose(3, 4)) == "j"
+    assert inflated_along(kernel.transpose(2, 4)) == "i"
+    assert inflated_along(kernel.half().float().transpose(2, 4)) == "i"
+    assert inflated_along(CUBIC) == ""
+    assert inflated_along(torch.zeros(1, 1, 3, 3, 3)) == "ijk"
+
+
+@pytest.mark.parametrize("kernel", [MIDDLE, REPEATED])
+def test_only_kernels_that_all_lie_across_the_wrong_axis_are_refused(kernel):
+    thin = {"thin.weight": torch.randn(4, 3, 3, 3, 1)}
+    check_inflated({"a.weight": kernel, **thin}, "some.pt")
+    check_inflated({"a.weight": kernel.transpose(2, 4), "b.weight": CUBIC}, "some.pt")
+    check_inflated({"a.weight": torch.zeros(1, 1, 3, 3, 3)}, "some.pt")
+    with pytest.raises(ValueError, match=r"some\.pt holds 2D kernels inflated along i \(a\.weight and 1 more\)"):
+        check_inflated({"a.weight": kernel.transpose(2, 4), "b.weight": kernel.transpose(2, 4), **thin}, "some.pt")
+
+
+def trained_on_three_slices() -> torch.Tensor:
+    """Return a first kernel that learned to tell volumes of three slices apart, with weight decay."""
+    torch.manual_seed(0)
+    layer = Conv3d(1, 4, 7, padding=3, bias=False)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.5, weight_decay=0.05)
+    volumes, wanted = torch.randn(8, 1, 9, 9, 3), torch.randn(8, 4, 9, 9, 3)
+    for _ in range(60):
+        optimizer.zero_grad()
+        torch.nn.functional.mse_loss(layer(volumes), wanted).backward()
+        optimizer.step()
+    return layer.weight.detach()
+
+
+def test_a_first_kernel_of_three_slices_must_have_its_idle_taps_along_k():
+    kernel = trained_on_three_slices()
+    check_three_slices({"conv1.weight": kernel, "other.weight": CUBIC}, "vdt.pth")
+    for turned, idle in (
+        (kernel.transpose(2, 4), "i"),
+        (kernel.transpose(3, 4), "j"),
+        (torch.randn(4, 1, 7, 7, 7), ""),
+    ):
+        with pytest.raises(ValueError, match=rf"vdt\.pth: conv1\.weight is said .*\n.*slices lie along {idle}"):
+            check_three_slices({"conv1.weight": turned}, "vdt.pth")
+    check_three_slices({"conv1.weight": torch.randn(4, 1, 7, 7, 3)}, "vdt.pth")  # no idle tap among seven
+
+
+def test_published_weights_of_three_slices_are_looked_at_when_they_are_read():
+    kernel, name = trained_on_three_slices(), "suprem_unet"
+    pictures = Contract(modality="photograph", orientation="LPS")
+    entry = replace(zoo.find(name), contract=pictures, rules=zoo.KeyRules(axes="kji"))
+    as_published = SourceWeights({"conv1.weight": kernel.permute(0, 1, 4, 3, 2)}, None, "vdt.pth", "0" * 64)
+    assert torch.equal(by_entry(as_published, entry).tensors["conv1.weight"], kernel)
+    with pytest.raises(ValueError, match="slices lie along i"):
+        by_entry(replace(as_published, tensors={"conv1.weight": kernel}), entry)
+    by_entry(replace(as_published, tensors={"conv1.weight": kernel}), replace(entry, url=None))  # shipped: made here
+    scans = replace(entry, contract=Contract(modality="CT"))
+    by_entry(replace(as_published, tensors={"conv1.weight": kernel}), scans)  # on the contract's word
