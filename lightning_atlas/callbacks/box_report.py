@@ -140,7 +140,7 @@ def _draw(axes: Axes, row: Float[np.ndarray, "8"], view: View, scene: Scene, pla
     if told:
         axes.text(
             left, bottom + sides[1], f"{row[7]:.2f}", color=colour, fontsize=6, ha="left", va="bottom", clip_on=True,
-            alpha=shade,            path_effects=[withStroke(linewidth=1.5, foreground="black")],
+            alpha=shade, path_effects=[withStroke(linewidth=1.5, foreground="black")],
         )  # fmt: skip
 
 
