@@ -60,6 +60,14 @@ class Boxes(NamedTuple):
     classes: Integer[Tensor, " boxes"]
     scores: Float[Tensor, " boxes"] | None = None
 
+    def chosen(self, which: Bool[Tensor, " boxes"] | Integer[Tensor, " some"]) -> "Boxes":
+        """Return some of the boxes, in the order asked for.
+
+        Args:
+            which: Whether each is wanted, or the numbers of those that are.
+        """
+        return Boxes(self.corners[which], self.classes[which], None if self.scores is None else self.scores[which])
+
 
 class Batch(TypedDict):
     """What a data module yields and a module takes; tables are padded with rows that mean *unknown*."""

@@ -150,7 +150,7 @@ def test_published_means_follow_from_their_four_sensitivities(at_rates, mean):
 def test_average_precision_is_that_of_monai():
     found, truth = drawn_at_random(30, seed=1)
     ours = scored(found, truth, classes=2).per_output()
-    as_arrays = [
+    corners, classes, scores, true_corners, true_classes = (
         [np.asarray(getattr(each, name)) for each in side]
         for side, name in (
             (found, "corners"),
@@ -159,14 +159,24 @@ def test_average_precision_is_that_of_monai():
             (truth, "corners"),
             (truth, "classes"),
         )
-    ]
+    )
     ignored = [np.zeros(len(each.classes), dtype=bool) for each in truth]
 
     def overlap(one, other):
         return intersection_over_union(torch.as_tensor(one), torch.as_tensor(other)).numpy()
 
     referee = COCOMetric(["a", "b"], iou_list=OVERLAPS, iou_range=(0.5, 0.95, 0.05), max_detection=[100])
-    rows = matching_batch(overlap, referee.get_iou_thresholds(), *as_arrays, ignored, max_detections=100)
+    rows = matching_batch(
+        overlap,
+        referee.get_iou_thresholds(),
+        corners,
+        classes,
+        scores,
+        true_corners,
+        true_classes,
+        ignored,
+        max_detections=100,
+    )
     theirs = referee(rows)[0]
     assert np.mean(ours["ap50"]) == pytest.approx(theirs["AP_IoU_0.50_MaxDet_100"], abs=1e-6)
     assert np.mean(ours["ap"]) == pytest.approx(theirs["mAP_IoU_0.50_0.95_0.05_MaxDet_100"], abs=1e-6)

@@ -57,7 +57,7 @@ def assert_equal(found: DiceResult, expected: DiceResult) -> None:
 
 
 def test_the_global_dice_is_that_of_all_cases_laid_side_by_side():
-    cases = random_cases(5, rows=[0, 1, 2, 3]) | {"voxel_ml": torch.full((5,), 0.01)}
+    cases: Cases = {**random_cases(5, rows=[0, 1, 2, 3]), "voxel_ml": torch.full((5,), 0.01)}
     together = {
         "prediction": Prediction(cases["prediction"].rows.reshape(1, 20, 5, 6), cases["prediction"].inside[:1]),
         "label": cases["label"].reshape(1, 20, 5, 6),

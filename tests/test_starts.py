@@ -3,16 +3,21 @@
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from flat_resnet import FlatResNet
 
 import lightning_atlas
 from lightning_atlas import Inflation
 from lightning_atlas.cli import main
+from lightning_atlas.cli.comparing import compare
 from lightning_atlas.cli.recipes import recipes_folder
 from lightning_atlas.contract import PREPROCESSED, SEEN
-from lightning_atlas.intake.loading import load_weights
+from lightning_atlas.data import ColoursToSlices, DrawnPictures, PictureDataModule, RandomColoursToSlices
+from lightning_atlas.intake.loading import load_weights, read_weights
 from lightning_atlas.intake.weights import SourceWeights
 from lightning_atlas.intake.zoo import build_network, entries, is_spec
+from lightning_atlas.networks import R3D, PooledEncoder
 
 ALL = set(PREPROCESSED)
 NOT_PUBLISHED = {
@@ -72,7 +77,10 @@ def test_a_start_from_weights_has_the_data_prepared_as_they_expect(path):
     assert not any(getattr(contract, key) for key in SEEN)
 
 
-@pytest.mark.parametrize("path", [path for path in STARTS if from_entry(path)], ids=lambda path: path.stem)
+OWN_NETWORK = [path for path in STARTS if from_entry(path) and "network" in start(path)]
+
+
+@pytest.mark.parametrize("path", OWN_NETWORK, ids=lambda path: path.stem)
 def test_the_network_of_a_start_takes_all_that_its_weights_have_of_encoder_and_decoder(path):
     settings = start(path)
     entry: Any = entries()[settings["weights"]]
@@ -86,6 +94,40 @@ def test_the_network_of_a_start_takes_all_that_its_weights_have_of_encoder_and_d
     modules = {name for stage in network.stages() if stage.part in fresh for name in stage.modules}
     assert all(name.startswith(tuple(modules)) for name in report.fresh_names)
     assert report.encoder_share == 1.0
+
+
+RESIDUAL = {
+    "lidc_classification": ["--model.network.features=8"],
+    "lidc_segmentation": ["--model.network.backbone.features=8", "--model.network.head_features=8"],
+    "bcv": ["--model.network.backbone.features=8"],
+    "lits": ["--model.network.backbone.features=8"],
+}
+"""Targets that have an R3D-18 of their own, and what makes it narrow."""
+
+
+@pytest.fixture(scope="module")
+def taught_by_pictures(tmp_path_factory):
+    """A checkpoint as a run of pretrain/vdt_imagenet_r3d18 leaves it, and a file of torchvision's ResNet-18; narrow."""
+    folder = tmp_path_factory.mktemp("weights")
+    network = PooledEncoder(R3D(depth=18, features=8), out_channels=5)
+    data = PictureDataModule(DrawnPictures(train=1), evaluate=[ColoursToSlices()], augment=[RandomColoursToSlices()])
+    own = {"contract": data.contract.to_dict(), "source": None, "fresh": []}
+    state = {f"network.{name}": each for name, each in network.state_dict().items()}
+    torch.save({"state_dict": state, "lightning_atlas": own, "global_step": 1, "epoch": 0}, folder / "last.ckpt")
+    torch.save(FlatResNet(18, features=8).state_dict(), folder / "flat.pth")
+    return {"vdt_weights": str(folder / "last.ckpt"), "torchvision_weights": f"torchvision_resnet18={folder}/flat.pth"}
+
+
+@pytest.mark.parametrize("name", RESIDUAL)
+@pytest.mark.parametrize("begin", ["vdt_weights", "torchvision_weights"])
+def test_targets_with_a_network_of_their_own_start_from_pictures_in_it(name, begin, taught_by_pictures):
+    weights = taught_by_pictures[begin]
+    recipes = [recipes_folder() / "target" / f"{name}.yaml", recipes_folder() / "start" / f"{begin}.yaml"]
+    asked = yaml.safe_load(recipes[0].read_text(encoding="utf-8"))["model"]["init_args"]["network"]["class_path"]
+    found = compare(read_weights(weights), recipes, [f"--model.weights={weights}", *RESIDUAL[name]])
+    assert found["network"] == (asked if asked != "R3D" else "PooledEncoder")
+    assert found["encoder_share"] == 1.0
+    assert "refused" not in found
 
 
 def test_weights_that_were_not_fetched_stop_the_fit_before_anything_is_prepared(tmp_path, capsys, monkeypatch):

@@ -41,11 +41,11 @@ class ShownBoxes:
     subject: str
 
 
-def first_boxes(batch: Batch, found: Sequence[Boxes]) -> ShownBoxes:
+def first_boxes(batch: Batch, found: Sequence[Boxes], photograph: bool = False) -> ShownBoxes:
     """Return the first case of a batch as it is to be shown."""
     image, affine = batch["image"][0, 0].float().cpu().numpy(), batch["affine"][0].double().cpu().numpy()
     nothing = np.zeros(image.shape, dtype=np.int8)
-    scene = Scene(image, nothing, nothing, tuple(batch["spacing_mm"][0].tolist()))
+    scene = Scene(image, nothing, nothing, tuple(batch["spacing_mm"][0].tolist()), photograph)
     known = [box_rows(each) for each in batch.get("boxes", [])[:1]] or [np.zeros((0, 8))]
     reference, predicted = (turned(each, image.shape, affine) for each in (known[0], box_rows(found[0])))
     return ShownBoxes(scene.to_ras(affine), reference, predicted, batch["subject"][0])

@@ -72,12 +72,19 @@ class Scene:
         reference: 0 is background, c + 1 the class c, -1 not known.
         prediction: 0 is background, c + 1 the class c.
         spacing_mm: Size of a voxel along each axis of the arrays.
+        photograph: It has no sides of a body, no millimetres, and one view: the picture.
     """
 
     image: Float[np.ndarray, "i j k"]
     reference: Integer[np.ndarray, "i j k"]
     prediction: Integer[np.ndarray, "i j k"]
     spacing_mm: tuple[float, ...]
+    photograph: bool = False
+
+    @property
+    def views(self) -> Sequence["View"]:
+        """Those that are drawn."""
+        return VIEWS[:1] if self.photograph else VIEWS
 
     def to_ras(self, affine: Float[np.ndarray, "4 4"]) -> "Scene":
         """Return the scene with each axis turned to the nearest of right, front and up."""
@@ -144,13 +151,13 @@ def panels(
         subtitle: Stands below the title, smaller.
     """
     extent = [side * spacing for side, spacing in zip(scene.image.shape, scene.spacing_mm, strict=True)]
-    heights_mm = [extent[view.up] for view in VIEWS]
+    heights_mm = [extent[view.up] for view in scene.views]
     scale = min(COLUMN / max(extent[0], extent[1]), TALLEST / sum(heights_mm))  # inches per millimetre
     longest = max((len(str(entry.get_label())) for entry in entries), default=1)
     columns = max(1, min(6, int(3 * COLUMN / (0.55 + 0.08 * longest))))
     legend_height = 0.2 * -(-len(entries) // columns) + 0.35
     width = 3 * COLUMN + 2 * MARGIN + 0.16
-    height = 0.85 + sum(heights_mm) * scale + 0.28 * len(VIEWS) + legend_height
+    height = 0.85 + sum(heights_mm) * scale + 0.28 * len(scene.views) + legend_height
     figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
     figure.text(MARGIN / width, 1 - 0.27 / height, title, fontsize=13, fontweight="bold", va="center")
     figure.text(
@@ -165,14 +172,15 @@ def panels(
     for column, name in enumerate(("image", "reference", "prediction")):
         x = MARGIN + column * (COLUMN + 0.08) + COLUMN / 2
         figure.text(x / width, y / height, name, fontsize=11, ha="center", va="center")
-    for view in VIEWS:
+    for view in scene.views:
         panel = (extent[view.across] * scale, extent[view.up] * scale)
         y -= 0.28 + panel[1]
         for column in range(3):
             x = MARGIN + column * (COLUMN + 0.08) + (COLUMN - panel[0]) / 2
             axes = figure.add_axes((x / width, y / height, panel[0] / width, panel[1] / height))
             _draw(axes, scene, view, planes, (None, scene.reference, scene.prediction)[column])
-        where = f"{view.name}, plane {planes[view.through] + 1} of {scene.image.shape[view.through]}"
+        name = "picture" if scene.photograph else view.name
+        where = f"{name}, plane {planes[view.through] + 1} of {scene.image.shape[view.through]}"
         figure.text(MARGIN / width, (y + panel[1] + 0.09) / height, where, fontsize=8, color=GREY, va="center")
     figure.legend(
         handles=list(entries), loc="upper left", bbox_to_anchor=(MARGIN / width, (y - 0.18) / height), ncols=columns,
@@ -196,9 +204,9 @@ def _draw(axes: Axes, scene: Scene, view: View, planes: tuple[int, int, int], va
     axes.imshow(image, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), interpolation="bilinear", **options)
     axes.set_axis_off()
     box = axes.get_window_extent()
-    if values is None:
+    if values is None and not scene.photograph:
         _orient(axes, scene, view, planes, sides)
-    else:
+    elif values is not None:
         painted = paint(_cut(values, view, plane), round(box.width), round(box.height))
         axes.imshow(painted, interpolation="nearest", **options)
 

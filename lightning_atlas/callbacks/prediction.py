@@ -4,7 +4,8 @@ import json
 import re
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -70,23 +71,17 @@ class PredictionWriter(Callback):
         self._classes = list(contract.classes) if contract.overlapping else []
         names = [plain_name(each) if contract.overlapping else file_name(each) for each in subjects]
         self._names, self._written = names, 0
-        _check_apart(names, "subjects", self.output)
-        _check_apart([file_name(each) for each in self._classes], "classes", self.output)
+        check_apart(names, "subjects", self.output)
+        check_apart([file_name(each) for each in self._classes], "classes", self.output)
         inner = ("/" + MASKS, "/" + COMBINED) if contract.overlapping else ("",)
         written = [*(name + each for name in names for each in inner), VALUES]
         existing = [name for name in written if (self.output / name).exists()]
         strangers = [path for name in names if self._classes for path in self._strangers(name)]
         # Every process looks before any process writes.
         trainer.strategy.barrier("names of predictions")
-        if existing and not self.overwrite:
-            raise ValueError(
-                f"{len(existing)} of {len(written)} files are already in {self.output} ({', '.join(existing[:3])}"
-                f"{', ...' if len(existing) > 3 else ''}): take another --output, or say --overwrite"
-            )
+        check_free(self.output, existing, len(written), self.overwrite)
         if strangers:
             raise ValueError(f"{strangers[0]} is a mask of no class of this run; take another --output")
-        if self.output.exists() and not self.output.is_dir():
-            raise ValueError(f"{self.output} is a file; --output takes a folder")
 
     def _strangers(self, name: str) -> list[Path]:
         """Return the files among a subject's masks that are no mask of this run: they are not replaced."""
@@ -140,15 +135,22 @@ class PredictionWriter(Callback):
             )
 
 
-def write_whole(path: Path, restored: Restored) -> None:
-    """Write a volume; the file has its name only when it is whole."""
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Give a path to write to; the file has its own name only when it is whole. Its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{PARTIAL}{path.name}")
     try:
-        restored.save(partial)
+        yield partial
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, restored: Restored) -> None:
+    """Write a volume; the file has its name only when it is whole."""
+    with whole(path) as partial:
+        restored.save(partial)
 
 
 def write_masks(folder: Path, restored: Restored, inside: Bool[Tensor, "rows classes"], classes: Sequence[str]) -> None:
@@ -189,7 +191,33 @@ def _settle(masks: Path, former: Path) -> None:
     shutil.rmtree(former, ignore_errors=True)
 
 
-def _check_apart(names: Sequence[str], what: str, output: Path) -> None:
+def check_apart(names: Sequence[str], what: str, output: Path) -> None:
+    """Refuse two predictions that would have one file name.
+
+    Raises:
+        ValueError: Names the file.
+    """
     # Some file systems do not tell upper from lower case.
     if shared := [name for name, count in Counter(name.casefold() for name in names).items() if count > 1]:
         raise ValueError(f"several {what} would be written to {output / shared[0]}; give them other names")
+
+
+def check_free(output: Path, existing: Sequence[str], count: int, overwrite: bool) -> None:
+    """Refuse a folder for predictions that is none, or has such files already.
+
+    Args:
+        output: The folder.
+        existing: Those of the files to be written that are there.
+        count: How many files are to be written.
+        overwrite: They may be replaced.
+
+    Raises:
+        ValueError: Says what is there.
+    """
+    if existing and not overwrite:
+        raise ValueError(
+            f"{len(existing)} of {count} files are already in {output} ({', '.join(existing[:3])}"
+            f"{', ...' if len(existing) > 3 else ''}): take another --output, or say --overwrite"
+        )
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"{output} is a file; --output takes a folder")

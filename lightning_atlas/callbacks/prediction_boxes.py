@@ -1,7 +1,6 @@
 """Predicted boxes as files, in millimetres of the world."""
 
 import json
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,10 @@ from jaxtyping import Float
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_atlas.callbacks.box_report import box_rows
-from lightning_atlas.callbacks.prediction import plain_name
+from lightning_atlas.callbacks.prediction import check_apart, check_free, plain_name, whole
 from lightning_atlas.callbacks.progress import say
 from lightning_atlas.callbacks.seams import case_data, scored
 from lightning_atlas.types import Batch, Boxes
-
-PARTIAL = ".partial-"
 
 
 def in_world(boxes: Boxes, affine: Float[np.ndarray, "4 4"], classes: tuple[str, ...]) -> dict[str, Any]:
@@ -75,18 +72,10 @@ class BoxWriter(Callback):
         """
         self._written = 0
         names = [f"{plain_name(each)}.json" for each in case_data(trainer).subjects("predict")]
-        shared = [name for name, count in Counter(name.casefold() for name in names).items() if count > 1]
         existing = [name for name in names if (self.output / name).exists()]
         trainer.strategy.barrier("names of predictions")  # every process looks before any process writes
-        if shared:
-            raise ValueError(f"several scans would be written to {self.output / shared[0]}; give them other names")
-        if existing and not self.overwrite:
-            raise ValueError(
-                f"{len(existing)} of {len(names)} files are already in {self.output} ({', '.join(existing[:3])}"
-                f"{', ...' if len(existing) > 3 else ''}): take another --output, or say --overwrite"
-            )
-        if self.output.exists() and not self.output.is_dir():
-            raise ValueError(f"{self.output} is a file; --output takes a folder")
+        check_apart(names, "scans", self.output)
+        check_free(self.output, existing, len(names), self.overwrite)
 
     def on_predict_batch_end(
         self,
@@ -99,13 +88,10 @@ class BoxWriter(Callback):
     ) -> None:
         """Write the scans of a batch; a file has its name only when it is whole."""
         classes = scored(pl_module).contract.classes
-        self.output.mkdir(parents=True, exist_ok=True)
         for subject, boxes, affine in zip(batch["subject"], outputs, batch["affine"], strict=True):
             told = {"subject": subject, **in_world(boxes, affine.double().cpu().numpy(), classes)}
-            path = self.output / f"{plain_name(subject)}.json"
-            partial = path.with_name(f"{PARTIAL}{path.name}")
-            partial.write_text(as_text(told), encoding="utf-8")
-            partial.replace(path)
+            with whole(self.output / f"{plain_name(subject)}.json") as partial:
+                partial.write_text(as_text(told), encoding="utf-8")
             self._written += 1
             if trainer.is_global_zero:
                 say(f"{subject}: {len(boxes.corners)} {'box' if len(boxes.corners) == 1 else 'boxes'}")

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lightning_atlas.callbacks.prediction import whole
 from lightning_atlas.callbacks.progress import say
 from lightning_atlas.callbacks.scan_report import predicted_cells
 from lightning_atlas.callbacks.seams import scored
@@ -13,7 +14,6 @@ from lightning_atlas.callbacks.tables import write_rows
 from lightning_atlas.types import Batch, ScanPrediction
 
 TABLE = "predictions.csv"
-PARTIAL = ".partial-"
 
 
 class PredictionTable(Callback):
@@ -71,13 +71,8 @@ class PredictionTable(Callback):
             raise ValueError("nothing was predicted: no scan was found in the folder given as --input")
         if not trainer.is_global_zero:
             return
-        self.output.mkdir(parents=True, exist_ok=True)
-        partial = self.output / f"{PARTIAL}{TABLE}"
-        try:
+        with whole(self.output / TABLE) as partial:
             write_rows(partial, sorted(rows, key=lambda row: str(row["subject"])))
-            partial.replace(self.output / TABLE)
-        finally:
-            partial.unlink(missing_ok=True)
         say(f"wrote {len(rows)} predictions to {self.output / TABLE}")
 
     def _gathered(self, trainer: Trainer) -> list[dict[str, Any]]:

@@ -104,6 +104,14 @@ class RunReport(Callback):
         if log_dir is not None and trainer.is_global_zero:
             self._write_curves(trainer, Path(log_dir))
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say where everything is, if no score will follow."""
+        log_dir, data = trainer.log_dir, trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        if not trainer.is_global_zero or not hasattr(data, "has") or data.has("val") or data.has("test"):
+            return
+        told = "nothing was scored: no case stands in val or test; --data.splits Splits keeps some apart"
+        say("\n".join(["", told, "", self._took, "", *(_contents(trainer, Path(log_dir)) if log_dir else [])]))
+
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the case that was shown."""
         self._shown = None
@@ -158,7 +166,8 @@ class RunReport(Callback):
         if isinstance(prediction, Prediction):
             self._shown = first_case(batch, prediction)
         elif isinstance(prediction, list) and isinstance(prediction[0], Boxes):
-            self._shown = box_report.first_boxes(batch, prediction)
+            photograph = scored(trainer.lightning_module).contract.modality == "photograph"
+            self._shown = box_report.first_boxes(batch, prediction, photograph)
 
     def _report(self, trainer: Trainer, module: Scored, split: Split) -> None:
         log_dir = trainer.log_dir  # asks all processes

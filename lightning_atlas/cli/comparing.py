@@ -108,7 +108,7 @@ def compare(
         "network": type(module.network).__name__,
         "data_not_read": parts.missing,
     }
-    fresh = {stage.name for stage in module.network.stages()}
+    fresh, fresh_outputs = {stage.name for stage in module.network.stages()}, list(classes)
     for share in (module.required_share, 0.0):  # what a fit would say, then all that fits
         if source is None:
             break
@@ -119,10 +119,12 @@ def compare(
             continue
         found |= _intake(report)
         fresh = fresh_stages(module.network, report.fresh_names)
+        untouched = {*module.network.output_axes()} <= {each.name for each in report.fresh}
+        fresh_outputs = list(classes) if untouched else report.fresh_outputs
         break
     found |= planned(module, fresh, parts.total_steps, picture)
     if contract and source and source.contract:
-        found["head"] = _head(source.contract.classes, classes)
+        found["head"] = _head(source.contract.classes, classes, fresh_outputs)
         found["differences"] = contract_differences(source.contract, parts)
     return found
 
@@ -139,11 +141,12 @@ def _intake(report: IntakeReport) -> dict[str, Any]:
     }
 
 
-def _head(theirs: Sequence[str], ours: Sequence[str]) -> dict[str, list[str]]:
+def _head(theirs: Sequence[str], ours: Sequence[str], fresh: Sequence[str]) -> dict[str, list[str]]:
+    taken = [name for name in ours if name in theirs and name not in fresh]
     return {
-        "matched": [name for name in ours if name in theirs],
-        "fresh": [name for name in ours if name not in theirs],
-        "not_used": [name for name in theirs if name not in ours],
+        "matched": taken,
+        "fresh": [name for name in ours if name not in taken],
+        "not_used": [name for name in theirs if name not in taken],
     }
 
 

@@ -118,8 +118,9 @@ def _told(output: Path, values: Mapping[str, Any], bundle: bool) -> list[str]:
     what = f"{weights['tensors']} tensors, {weights['parameters']:,} numbers in {weights['precision']}"
     files = "a MONAI bundle" if bundle else "weights.safetensors, atlas.json and README.md"
     lines = [f"{output}: {files} ({what}, {weights['size_bytes'] / 1e6:.1f} MB), {len(values['classes'])} classes"]
-    if not bundle:
+    if not bundle and values["contract"]["modality"] != "photograph":
         lines.append(f"predict with it:  python -m lightning_atlas predict --weights {output} --input DIR --output DIR")
+    if not bundle:
         lines.append(
             f"start from it:    python -m lightning_atlas fit RECIPE --model.weights {output} --model.contract adopt"
         )

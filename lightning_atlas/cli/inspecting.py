@@ -125,6 +125,7 @@ def describe(source: SourceWeights, name: str) -> dict[str, Any]:
         "contract": source.contract.to_dict() if source.contract else None,
         "classes": list(source.contract.classes) if source.contract else [],
         "card": {key: source.card[key] for key in CARD if source.card.get(key)},
+        "notes": list(source.notes),
     }
 
 
@@ -206,7 +207,8 @@ def _weights_lines(found: Mapping[str, Any]) -> list[str]:
         arguments = ", ".join(f"{key}={value}" for key, value in network["init_args"].items())
         lines.append(f"network: {network['class_path']}({arguments})")
     lines += _contract_lines(found["contract"])
-    return lines + [f"{key}: {value}" for key, value in found["card"].items() if isinstance(value, str)]
+    lines += [f"{key}: {value}" for key, value in found["card"].items() if isinstance(value, str)]
+    return lines + [f"note: {note}" for note in found["notes"]]
 
 
 def _contract_lines(contract: Mapping[str, Any] | None) -> list[str]:

@@ -145,6 +145,11 @@ def _find(options: argparse.Namespace) -> Dataset:
     given = load_vocabulary(options.vocabulary) if options.vocabulary else None
     values = options.values or (given.values if given else None)
     result = read_layout(options.path, options.layout, values=values)
+    if options.recipe and result.layout in ("imagefolder", "coco"):
+        raise CommandError(
+            f"{options.path} holds photographs ({result.layout}), which are read as they are: leave out --recipe; "
+            f"of a folder for each class: fit pretrain/vdt_cifar10 --data.source.path {options.path}"
+        )
     told = {"vocabulary": options.vocabulary, "modality": options.modality or (given.modality if given else None)}
     told = {key: value for key, value in told.items() if value}
     listed = options.path if result.layout == "manifest" and not told else None

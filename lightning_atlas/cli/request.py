@@ -4,9 +4,10 @@ import difflib
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
-from lightning_atlas.cli.recipes import CommandError, find_recipe
+from lightning_atlas.cli.recipes import CommandError, find_recipe, recipes_folder
 from lightning_atlas.cli.run_folder import is_run, last_checkpoint
 
 RUN_VERBS = ("fit", "validate", "test", "predict")
@@ -79,12 +80,21 @@ def read_request(verb: str, words: Sequence[str]) -> Request:
     _read_recipes(request, rest)
     while rest:
         _read_option(request, rest)
+    _check_order(request.options)
     if request.run and not request.checkpoint:
         request.checkpoint = last_checkpoint(request.run)
     _check_prediction(request)
     if request.input and request.output and request.input.resolve() == request.output.resolve():
         raise CommandError(f"--output {request.output} is the folder of the scans: predictions would replace them")
     return request
+
+
+def _check_order(options: Sequence[str]) -> None:
+    """Refuse a recipe of the package behind an option that has its value already."""
+    for before, word in pairwise(options):
+        behind_value = not before.startswith("-") or "=" in before
+        if behind_value and not word.startswith("-") and (recipes_folder() / f"{word}.yaml").is_file():
+            raise CommandError(f"{word} is a recipe: write recipes before the options that start with --")
 
 
 def _check_prediction(request: Request) -> None:

@@ -130,7 +130,11 @@ def describe_run(run: Path) -> str:
 def _stated(values: Mapping[str, Any]) -> list[str]:
     lines = []
     for key, value in values.items():
-        if isinstance(value, Mapping):
+        if key == "taps":  # tensors; what they say stands in the notes
+            continue
+        if key == "notes":
+            lines += [f"note: {each}" for each in value]
+        elif isinstance(value, Mapping):
             lines += [f"{key}:", *(f"  {name}: {each}" for name, each in value.items() if each not in (None, []))]
         else:
             lines.append(f"{key}: {value}")

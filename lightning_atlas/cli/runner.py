@@ -250,6 +250,8 @@ class AtlasCLI(LightningCLI):
             return
         data = self.datamodule
         tests = data.has("test") if hasattr(data, "has") else is_overridden("test_dataloader", data)
+        if not tests and hasattr(data, "has") and not data.has("val"):
+            return
         score, step = (self.test, "test_step") if tests else (self.validate, "validation_step")
         if is_overridden(step, self.model):
             score(model=self.model, datamodule=data)

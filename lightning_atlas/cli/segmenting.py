@@ -62,6 +62,11 @@ def usable(source: SourceWeights, name: str) -> Contract:
         raise ValueError(f"{name} does not say of which network it is, so it cannot predict by itself; {train}")
     if source.contract is None or not source.contract.classes or source.card.get("head") == "none":
         raise ValueError(f"{name} has no classes: what was published has no head that could name a voxel; {train}")
+    if source.contract.modality == "photograph":
+        raise ValueError(
+            f"{name} was trained on photographs, which weights alone do not read: predict with the run that made it "
+            f"(predict RUN --input DIR --output DIR), or {train} --model.contract adopt"
+        )
     if "task" in source.card and source.card["task"] is None:
         raise ValueError(
             f"{name} was trained on a task that is code of its maker's own, which is not handed on; {train}"

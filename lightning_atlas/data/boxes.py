@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 import torchio as tio
-from jaxtyping import Bool, Float, Integer
+from jaxtyping import Float, Integer
 from torch import Tensor
 from torchio.transforms import (
     Affine,
@@ -44,11 +44,6 @@ def volumes(corners: Float[Tensor, "boxes 6"]) -> Float[Tensor, " boxes"]:
     return (corners[:, 3:] - corners[:, :3]).clamp(min=0).prod(dim=1)
 
 
-def chosen(boxes: Boxes, keep: Bool[Tensor, " boxes"] | Integer[Tensor, " some"]) -> Boxes:
-    """Return some of the boxes."""
-    return Boxes(boxes.corners[keep], boxes.classes[keep], None if boxes.scores is None else boxes.scores[keep])
-
-
 def shifted(boxes: Boxes, by: Sequence[int | float] | np.ndarray) -> Boxes:
     """Return boxes that lie so many voxels farther along i, j, k."""
     step = torch.as_tensor(np.tile(np.asarray(by, dtype=np.float32), 2), device=boxes.corners.device)
@@ -79,10 +74,15 @@ def between(source: Float[np.ndarray, "4 4"], target: Float[np.ndarray, "4 4"]) 
 
 def flipped(boxes: Boxes, axes: Sequence[int], shape: Sequence[int]) -> Boxes:
     """Return the boxes of an image that is reversed along some axes (0, 1, 2)."""
+    return carried(boxes, reversal(axes, shape))
+
+
+def reversal(axes: Sequence[int], shape: Sequence[int]) -> Float[np.ndarray, "4 4"]:
+    """Return what takes voxels of an image to those of the same one reversed along some axes (0, 1, 2), and back."""
     matrix = np.eye(4)
     for axis in axes:
         matrix[axis, axis], matrix[axis, 3] = -1, shape[axis] - 1
-    return carried(boxes, matrix)
+    return matrix
 
 
 def over_depth(boxes: Boxes, depth: int) -> Boxes:
@@ -100,16 +100,14 @@ def clipped(boxes: Boxes, shape: Sequence[int], visible: float = 0.0) -> Boxes:
         shape: Of the image.
         visible: Boxes of which less than this share lies in the image are left out, as are those quite outside.
     """
-    end = torch.tensor([*shape, *shape], dtype=boxes.corners.dtype, device=boxes.corners.device)
-    inside = boxes.corners.clamp(min=0).minimum(end)
+    inside = _within(boxes.corners, shape)
     there = volumes(inside)
-    return chosen(boxes._replace(corners=inside), (there > 0) & (there >= visible * volumes(boxes.corners)))
+    return boxes._replace(corners=inside).chosen((there > 0) & (there >= visible * volumes(boxes.corners)))
 
 
 def meeting(boxes: Boxes, shape: Sequence[int]) -> Boxes:
     """Return the boxes that reach into an image, as whole as they are."""
-    end = torch.tensor([*shape, *shape], dtype=boxes.corners.dtype, device=boxes.corners.device)
-    return chosen(boxes, volumes(boxes.corners.clamp(min=0).minimum(end)) > 0)
+    return boxes.chosen(volumes(_within(boxes.corners, shape)) > 0)
 
 
 def middle_of_some(
@@ -202,6 +200,10 @@ def affine_map(
     in_lps[:3, :3], in_lps[:3, 3] = np.stack([end - origin for end in ends], axis=1), origin
     turn = np.diag([-1.0, -1.0, 1.0, 1.0])
     return np.linalg.inv(np.linalg.inv(affine) @ turn @ in_lps @ turn @ affine)
+
+
+def _within(corners: Float[Tensor, "boxes 6"], shape: Sequence[int]) -> Float[Tensor, "boxes 6"]:
+    return corners.clamp(min=0).minimum(torch.tensor([*shape, *shape], dtype=corners.dtype, device=corners.device))
 
 
 def _all_subclasses(kind: type) -> list[type]:

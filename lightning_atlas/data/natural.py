@@ -12,7 +12,7 @@ from torchio.transforms import Transform
 from torchio.transforms.augmentation import RandomTransform
 
 from lightning_atlas.contract import Contract
-from lightning_atlas.data.augmentation.pictures import check_picture_transforms
+from lightning_atlas.data.augmentation.pictures import CentreCrop, check_picture_transforms
 from lightning_atlas.data.augmentation.slices import ColoursToSlices, RandomColoursToSlices
 from lightning_atlas.data.cases import Case, Source, Split
 from lightning_atlas.data.listing import list_cases
@@ -89,7 +89,8 @@ class PictureDataModule(LightningDataModule):
         mean: Is subtracted from the bytes of every plane, one for all: they are slices of one modality.
         deviation: Divides them then.
         batch_size: Pictures in a step, over all devices together.
-        evaluation_batch_size: Pictures at once elsewhere; `null` takes as many, or one where boxes are predicted.
+        evaluation_batch_size: Pictures at once elsewhere; `null` takes as many, or one where boxes are predicted or
+            pictures are of several sizes.
         per_epoch: Pictures in an epoch; `null` takes every one once.
         num_workers: Processes that decode; the pictures do not depend on it.
         seed: Another seed gives another order and other augmentation.
@@ -130,7 +131,7 @@ class PictureDataModule(LightningDataModule):
         self.evaluate = evaluate or []
         self.mean, self.deviation = mean, deviation
         self.batch_size = batch_size
-        self.evaluation_batch_size = evaluation_batch_size or (1 if boxes else batch_size)
+        self.evaluation_batch_size = evaluation_batch_size or (1 if boxes else None)
         self.per_epoch = per_epoch
         self.num_workers = num_workers
         self.seed = seed
@@ -174,6 +175,11 @@ class PictureDataModule(LightningDataModule):
             return Targets("class", list(names))
         if any(case.boxes for case in cases) and not any(case.target is not None for case in cases):
             raise ValueError(f"{self.source.description} have boxes and no classes of whole pictures: set boxes: true")
+        if names:
+            raise ValueError(
+                f"{self.source.description}: there is one class, {names[0]}, and to tell classes apart takes two: a "
+                "folder for each, CLASS/NAME.png, perhaps in train, val and test"
+            )
         raise ValueError(
             f"{self.source.description}: nothing says what the classes are called: set data.init_args.classes: "
             "[cat, dog], or data.init_args.targets"
@@ -190,10 +196,13 @@ class PictureDataModule(LightningDataModule):
 
     @cached_property
     def contract(self) -> Contract:
-        """What a network trained on these batches expects of an image."""
+        """What a network trained on these batches expects of an image.
+
+        Raises:
+            ValueError: Colours are slices in training and channels elsewhere, or the other way round.
+        """
         bytes_ = (0.0, 255.0)
         low, high = ((each - self.mean) / self.deviation for each in bytes_)
-        sliced = any(isinstance(each, ColoursToSlices | RandomColoursToSlices) for each in flat(self.augment))
         contract = Contract(
             classes=self.listed.names,
             modality=self.listed.modality,
@@ -201,11 +210,25 @@ class PictureDataModule(LightningDataModule):
             normalization="linear",
             window=bytes_,
             range=(low, high),
-            channels=("image",) if sliced else COLOURS,
+            channels=("image",) if self._sliced() else COLOURS,
             mirrored_axes=mirrored_axes(self.augment, "LPS"),
             predicts="boxes" if self.boxes else "class",
         )
         return contract if self.targets is None else self.targets.stated(contract)
+
+    def _sliced(self) -> bool:
+        seen = {"augment": self.augment} if "train" in self.listed.splits else {}
+        seen |= {"evaluate": self.evaluate} if set(self.listed.splits) - {"train"} else {}
+        kinds = ColoursToSlices | RandomColoursToSlices
+        sliced = {name: any(isinstance(each, kinds) for each in flat(some)) for name, some in seen.items()}
+        if len(set(sliced.values())) > 1:
+            other = {"augment": "evaluate", "evaluate": "augment"}[next(name for name in sliced if sliced[name])]
+            added = "RandomColoursToSlices" if other == "augment" else "ColoursToSlices"
+            raise ValueError(
+                f"colours are slices in training or in scoring alone: add {{class_path: {added}}} at the end of "
+                f"data.init_args.{other}"
+            )
+        return any(sliced.values())
 
     @property
     def batches_per_epoch(self) -> int:
@@ -247,7 +270,7 @@ class PictureDataModule(LightningDataModule):
         """Return the pictures to predict on; the test pictures, if the source has none for it."""
         dataset = WholePictures(self._open(self._predicted), self.evaluate)
         rank, ranks = self._rank()
-        return self._loader(dataset, ShareSampler(dataset, ranks, rank, shuffle=False), self._share(ranks))
+        return self._loader(dataset, ShareSampler(dataset, ranks, rank, shuffle=False), self._share(dataset, ranks))
 
     def subjects(self, split: Split) -> list[str]:
         """Return the names of a split's pictures, in the order of their `index`."""
@@ -287,7 +310,10 @@ class PictureDataModule(LightningDataModule):
     def _listing(self, split: Split) -> Listing:
         if split not in self.listed.splits:
             has = ", ".join(sorted(self.listed.splits))
-            raise ValueError(f"{self.source.description}: no picture stands in {split}; there are pictures in {has}")
+            raise ValueError(
+                f"{self.source.description}: no picture stands in {split}; there are pictures in {has}"
+                + ("; the verb validate scores those of val" if split == "test" and "val" in has else "")
+            )
         return self.listed.splits[split]
 
     def _open(self, split: Split) -> Pictures:
@@ -300,14 +326,18 @@ class PictureDataModule(LightningDataModule):
     def _rank(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
-    def _share(self, ranks: int) -> int:
-        return max(1, self.evaluation_batch_size // ranks)
+    def _share(self, dataset: WholePictures, ranks: int) -> int:
+        wanted = self.evaluation_batch_size
+        if wanted is None:
+            alike = any(isinstance(each, CentreCrop) for each in flat(self.evaluate)) or dataset.pictures.alike
+            wanted = self.batch_size if alike else 1
+        return max(1, wanted // ranks)
 
     def _whole_loader(self, split: Split) -> DataLoader[Batch]:
         dataset = WholePictures(self._open(split), self.evaluate)
         rank, ranks = self._rank()
         sampler = DistributedSampler(dataset, ranks, rank, shuffle=False)  # repeats some, which `index` tells apart
-        return self._loader(dataset, sampler, self._share(ranks))
+        return self._loader(dataset, sampler, self._share(dataset, ranks))
 
     def _loader(
         self,

@@ -128,6 +128,11 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.files)
 
+    @property
+    def alike(self) -> bool:
+        """Whether all files have the same sides."""
+        return len({picture_size(Path(file)) for file in self.files}) <= 1
+
     def __getitem__(self, n: int) -> Picture:
         pixels = self.held[n] if self.held.whole else torch.from_numpy(read_colours(Path(self.files[n])))
         boxes = None if self.boxes is None else self.boxes[n]

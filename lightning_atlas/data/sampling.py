@@ -40,7 +40,9 @@ class AtlasSampler(DistributedSampler):
         samples = len(cast(Sized, dataset))
         self.batches = samples // batch_size
         if not self.batches:
-            raise ValueError(f"an epoch of {samples} patches is less than a batch of {batch_size}; raise per_epoch")
+            raise ValueError(
+                f"an epoch of {samples} is less than a batch of {batch_size}; lower batch_size, or raise per_epoch"
+            )
         self.batch_size = batch_size
         self.share = batch_size // ranks
         self.epoch, self.first_epoch, self.start = epoch, epoch, start

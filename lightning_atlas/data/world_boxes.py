@@ -61,7 +61,7 @@ class WorldBoxes(BoxTargets):
         if all(case.split == "predict" for case in cases):
             return
         if not any(self._lesions(case) for case in cases):
-            some = ", ".join(list(self._lines)[:3])
+            some = ", ".join(list(self.lines)[:3])
             raise ValueError(
                 f"boxes: {self.table} has lines about {some}, but no scan is called so: {cases[0].subject}"
             )
@@ -81,10 +81,11 @@ class WorldBoxes(BoxTargets):
         return f"boxes of {', '.join(self.names)} by {self.table.name}"
 
     def _lesions(self, case: Case) -> list[Lesion]:
-        return self._lines.get(case.subject) or self._lines.get(case.patient or "") or []
+        names = (case.subject, case.patient)
+        return next((self.lines[name] for name in names if name and name in self.lines), [])
 
     @cached_property
-    def _lines(self) -> dict[str, list[Lesion]]:
+    def lines(self) -> dict[str, list[Lesion]]:
         """Subject -> its lesions."""
         rows = read_rows(self.table)
         given = list(rows[0][1])

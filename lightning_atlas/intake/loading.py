@@ -309,6 +309,8 @@ def _too_little(network: Network, source: SourceWeights, report: IntakeReport, s
         lines.append("Its kernels are 2D: say how they become 3D, model.init_args.adapters: [{class_path: Inflation}]")
         return "\n".join(lines)
     near = zoo.nearest(source.tensors)
+    if not near and (wide := next(filter(None, map(_other_width, report.fresh)), None)):
+        return "\n".join([*lines, wide])
     if not near:
         return "\n".join([*lines, "Set model.init_args.network to theirs, or lower model.init_args.required_share"])
     best = zoo.entries()[near[0].name]
@@ -316,6 +318,17 @@ def _too_little(network: Network, source: SourceWeights, report: IntakeReport, s
     lines.append(f"It looks like {', '.join(map(str, near))}: set model.init_args.network to {spec},")
     how = f"and, if names differ, weights to {best.name}=FILE; " if best.rules.rename else ""
     return "\n".join([*lines, how + "or lower model.init_args.required_share"])
+
+
+def _other_width(fresh: Unmatched) -> str | None:
+    """Return what to set where two kernels are alike but for their outputs, as the first ones of a narrow network."""
+    ours, theirs = fresh.shape, fresh.other
+    if theirs is None or len(ours) != 5 or ours[1:] != theirs[1:]:
+        return None
+    return (
+        f"{fresh.name} has {theirs[0]} outputs there and {ours[0]} here: give the network as many channels, such as "
+        f"--model.network.backbone.features {theirs[0]} where it is a ResUNet over R3D"
+    )
 
 
 def _not_found(name: str, path: Path, published: list[str]) -> str:

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from lightning_atlas.adaptation.groups import fresh_stages
 from lightning_atlas.adaptation.schedules import Schedule
@@ -226,13 +226,43 @@ class AtlasModule(Adapting):
         """Return what the task predicts of whole images; of voxels a `Prediction`."""
         return self.task.decode(self.task.infer(self.network, batch["image"]))
 
+    def on_validation_epoch_start(self) -> None:
+        """Keep all weights in every process, if they are sharded."""
+        self._keep_whole(True)
+
+    def on_test_epoch_start(self) -> None:
+        """Keep all weights in every process, if they are sharded."""
+        self._keep_whole(True)
+
+    def on_predict_epoch_start(self) -> None:
+        """Keep all weights in every process, if they are sharded."""
+        self._keep_whole(True)
+
     def on_validation_epoch_end(self) -> None:
         """Log scores as `val/dice` and `val/dice/CLASS`, and of several datasets as `val/dataset/NAME/dice`."""
+        self._keep_whole(False)
         self._score("val")
 
     def on_test_epoch_end(self) -> None:
         """Log scores as `test/dice` and `test/dice/CLASS`, and of several datasets as `test/dataset/NAME/dice`."""
+        self._keep_whole(False)
         self._score("test")
+
+    def on_predict_epoch_end(self) -> None:
+        """Keep a part of the weights again, if they are sharded."""
+        self._keep_whole(False)
+
+    def _keep_whole(self, whole: bool) -> None:
+        # Sharded weights are gathered by all processes together, so after the first window they stay: the processes
+        # have unequal numbers of windows, and would wait for each other for ever.
+        if not isinstance(self.network, FSDPModule):
+            return
+        self.network.set_reshard_after_forward(not whole)
+        if not whole:
+            self.network.set_reshard_after_forward(False, recurse=False)  # torch's default for the root
+            for each in self.network.modules():
+                if isinstance(each, FSDPModule):
+                    each.reshard()
 
     def _score(self, split: Literal["val", "test"]) -> None:
         result = self.task.compute(split)

@@ -64,7 +64,7 @@ class TrainedTaps:
             if name in self._whole or kernel.ndim != 5 or kernel.grad is None:
                 continue
             found = local(kernel.grad).nan_to_num(0.0, 0.0, 0.0).ne(0).any(0).any(0)
-            self.seen[name] = self.seen[name] | found if name in self.seen else found
+            self.seen[name] = self.seen[name].to(found.device) | found if name in self.seen else found
         if self._looks & (self._looks - 1) == 0:  # 1, 2, 4, ...: to ask for it waits for the device
             self._whole |= {name for name, each in self.seen.items() if bool(each.all())}
 
@@ -80,9 +80,9 @@ class TrainedTaps:
         """Return what was seen, on the CPU."""
         return {name: each.cpu() for name, each in self.seen.items()}
 
-    def load_state_dict(self, state: Mapping[str, Taps], device: torch.device) -> None:
+    def load_state_dict(self, state: Mapping[str, Taps]) -> None:
         """Go on from what `state_dict` returned."""
-        self.seen = {name: each.to(device) for name, each in state.items()}
+        self.seen = dict(state)
 
     def untrained(self) -> list[Untrained]:
         """Return the kernels of which some, but not all, was never trained."""

@@ -111,7 +111,7 @@ class VariableDimensionPretraining(AtlasModule):
 
     def _unite(self) -> None:
         if self.device_mesh is not None:  # each process has the gradients of a part
-            self.taps.unite(lambda seen: self.trainer.strategy.reduce(seen, reduce_op="max"))
+            self.taps.unite(lambda seen: self.trainer.strategy.reduce(seen.to(self.device), reduce_op="max"))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add which planes were trained, and give the others what was asked for."""
@@ -129,7 +129,7 @@ class VariableDimensionPretraining(AtlasModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take over what `on_save_checkpoint` added."""
         super().on_load_checkpoint(checkpoint)
-        self.taps.load_state_dict(checkpoint["lightning_atlas"].get("taps", {}), self.device)
+        self.taps.load_state_dict(checkpoint["lightning_atlas"].get("taps", {}))
 
 
 def check_depth(network: nn.Module) -> None:
@@ -143,15 +143,15 @@ def check_depth(network: nn.Module) -> None:
             continue
         if isinstance(each, DepthAware):
             left = each.level_depths(SLICES)
-            remedy = "set its depth_policy: {class_path: DepthPolicy, init_args: {strides: preserve}}, without pools"
+            remedy = "set its depth_policy: {strides: preserve}, without pools"
         else:
             left = [-(-SLICES // along) for *_, along in each.reductions()]
             remedy = "take R3D or P3D, which can keep every slice"
         if min(left) < SLICES:
             raise ValueError(
-                f"VariableDimensionPretraining: {type(each).__name__} leaves {', '.join(map(str, left))} of the three "
-                f"slices of a picture at its levels, so that kernels along k would learn little; {remedy}; another "
-                "depth_policy may be set for the target, with the same weights"
+                f"{type(each).__name__} leaves {', '.join(map(str, left))} of a picture's three slices at its levels, "
+                f"so that kernels along k would learn little; {remedy}; a target may have another one, with the same "
+                "weights"
             )
 
 

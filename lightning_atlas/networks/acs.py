@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_atlas.networks.depth import PRESERVE, Conv3d, DepthPolicy
+from lightning_atlas.networks.depth import PRESERVE, Conv3d, DepthPolicy, with_slices_repeated
 from lightning_atlas.networks.r3d import R3D, Norm
 
 Kernels = Literal["acs", "soft", "mean"]
@@ -104,7 +104,7 @@ class ACSConv3d(Conv3d):
             return F.pad(input, sides, mode=self.padding_mode), [0, 0, 0]
         along = padding[2]
         if self.depth_padding == "replicate" and along:
-            return F.pad(input, (along, along, 0, 0, 0, 0), mode="replicate"), [*padding[:2], 0]
+            return with_slices_repeated(input, along), [*padding[:2], 0]
         return input, padding
 
 

@@ -1,7 +1,7 @@
 """What every network tells of itself: its stages, from input to output."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from difflib import get_close_matches
 from operator import attrgetter
 from typing import Any, Literal, NamedTuple
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from lightning_atlas.types import Batch, Image
 
 Part = Literal["encoder", "decoder", "head"]
+Maps = Float[Tensor, "batch _features _i _j _k"]
+"""Features on some grid."""
 OutputLayer = nn.Conv3d | nn.ConvTranspose3d | nn.Linear
 
 
@@ -109,7 +111,7 @@ class Pyramid(Encoding):
     level_features: tuple[int, ...]
     """Channels of each level, from the finest grid down."""
 
-    def levels(self, image: Image) -> list[Float[Tensor, "batch _features _i _j _k"]]:
+    def levels(self, image: Image) -> list[Maps]:
         """Return the features of each level, from the finest grid down."""
         raise NotImplementedError
 
@@ -180,6 +182,17 @@ def stage_modules(network: nn.Module, stage: Stage) -> list[nn.Module]:
     """Return the modules of a stage and all that these hold; a bare parameter or buffer is none."""
     members = (_find(network, name) for name in stage.modules)
     return [inner for member in members if isinstance(member, nn.Module) for inner in member.modules()]
+
+
+def held_stages(network: Network, parts: Collection[Part] = ("encoder",)) -> list[Stage]:
+    """Return the stages of a network as those of another that holds it as `backbone`.
+
+    Args:
+        network: That is held.
+        parts: Which of its stages are returned.
+    """
+    stages = [stage for stage in network.stages() if stage.part in parts]
+    return [Stage(name, part, tuple(f"backbone.{each}" for each in modules)) for name, part, modules in stages]
 
 
 def check_stages(network: Network) -> None:

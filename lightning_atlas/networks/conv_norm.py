@@ -7,9 +7,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_atlas.networks.base import Maps
 from lightning_atlas.networks.depth import Conv3d
 
-Maps = Float[Tensor, "batch _features _i _j _k"]
 Norm = Literal["batch", "group"]
 AnyNorm = nn.BatchNorm3d | nn.GroupNorm
 

@@ -7,13 +7,12 @@ from operator import mul
 from typing import Literal
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
-from lightning_atlas.networks.base import Pyramid
+from lightning_atlas.networks.base import Maps, Pyramid
+from lightning_atlas.types import Image
 
-Maps = Float[Tensor, "batch _features _i _j _k"]
 Pool = Literal["halve", "merge"]
 Step = tuple[int, int, int]
 
@@ -134,12 +133,17 @@ class Conv3d(nn.Conv3d):
         i, j, along = (int(each) for each in self.padding)
         weight, slices = self.weight, input.shape[-1]
         if self.depth_padding == "replicate" and along:
-            # Not by F.pad: the gradient of its replicate mode is not deterministic on a GPU.
-            first, last = (each.expand(*input.shape[:-1], along) for each in (input[..., :1], input[..., -1:]))
-            input, along = torch.cat([first, input, last], dim=-1), 0
+            input, along = with_slices_repeated(input, along), 0
         elif (idle := along - slices + 1) > 0 and self.dilation[2] == 1:
             weight, along = weight[..., idle:-idle], along - idle
         return F.conv3d(input, weight, self.bias, self.stride, (i, j, along), self.dilation, self.groups)
+
+
+def with_slices_repeated(features: Maps, count: int) -> Maps:
+    """Return features with so many copies of their first slice before it, and of their last slice behind it."""
+    # Not by F.pad: the gradient of its replicate mode is not deterministic on a GPU.
+    first, last = (each.expand(*features.shape[:-1], count) for each in (features[..., :1], features[..., -1:]))
+    return torch.cat([first, features, last], dim=-1)
 
 
 class DepthAware(Pyramid):
@@ -150,7 +154,17 @@ class DepthAware(Pyramid):
     depth_policy: DepthPolicy
 
     def set_depth(self, policy: DepthPolicy) -> None:
-        """Follow another policy along k from now on; no tensor is touched."""
+        """Follow another policy along k from now on; no tensor is touched.
+
+        Raises:
+            ValueError: The policy strides in a pool that the network does not have.
+        """
+        if self.strides[1] == 1 and policy.along(self.strides)[1] > 1:
+            raise ValueError(
+                f"depth_policy.strides has {policy.along(self.strides)[1]} for {PLACES[1]}, and {type(self).__name__} "
+                f"has no such pool, since its strides are {list(self.strides)}: write 1 there, or strides: "
+                "[2, 2, 1, 2, 2, 2] as published"
+            )
         self.depth_policy = policy
         for module in self.modules():
             if isinstance(module, Conv3d):
@@ -179,6 +193,23 @@ class DepthAware(Pyramid):
         self.depth_policy.check(depth, self.strides, type(self).__name__)
         first, _, *layers = self.depth_policy.depths(depth, self.strides)
         return [first, *layers]
+
+    def check_size(self, image: Image) -> None:
+        """Refuse an image of which too few slices are left, or too little to take statistics of.
+
+        Raises:
+            ValueError: A pool of the policy has nothing to merge, or batch norm would learn from a single voxel.
+        """
+        last, (*plane, _) = self.level_depths(image.shape[-1])[-1], self.reductions()[-1]
+        left = [-(-side // step) for side, step in zip(image.shape[2:], plane, strict=False)]
+        if not self.training or len(image) > 1 or max(*left, last) > 1:
+            return
+        if any(isinstance(each, nn.BatchNorm3d) for each in self.modules()):
+            raise ValueError(
+                f"batch norm cannot learn from the single voxel that {type(self).__name__} leaves of one image of "
+                f"{' x '.join(map(str, image.shape[2:]))} voxels: take larger patches, two images a batch, or norm: "
+                "group"
+            )
 
 
 def set_depth(network: nn.Module, policy: DepthPolicy) -> None:

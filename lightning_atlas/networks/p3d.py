@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
-from lightning_atlas.networks.base import Coarse, Stage
+from lightning_atlas.networks.base import Coarse, Maps, Stage
 from lightning_atlas.networks.conv_norm import Norm, make_norm
 from lightning_atlas.networks.depth import PRESERVE, Conv3d, DepthAware, DepthPolicy, Step, check_strides
 from lightning_atlas.types import Image
@@ -24,7 +23,6 @@ BLOCKS = {
 ORDER = "ABC"
 """How a block joins its kernels, by its number in the whole network."""
 
-Maps = Float[Tensor, "batch _features _i _j _k"]
 Layer = tuple[nn.Module, nn.Module]
 
 
@@ -140,14 +138,6 @@ class P3D(DepthAware):
         left = {"halve": lambda k: -(-k // 2), "merge": lambda k: k - 2}
         found = enumerate(super().level_depths(depth))
         return [left[pools[level]](k) if level in pools else k for level, k in found]
-
-    def check_size(self, image: Image) -> None:
-        """Refuse an image of which too few slices are left.
-
-        Raises:
-            ValueError: A pool of the policy has nothing to merge.
-        """
-        self.depth_policy.check(image.shape[-1], self.strides, type(self).__name__)
 
     def levels(self, image: Image) -> list[Maps]:
         """Return the features of the first convolution and of the four layers, pooled as the policy says."""

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lightning_atlas.networks.base import Coarse, Encoding, Network, Stage
+from lightning_atlas.networks.base import Coarse, Encoding, Network, Stage, held_stages
 from lightning_atlas.types import Image
 
 Pooling = Literal["mean", "max", "both"]
@@ -49,9 +49,7 @@ class PooledEncoder(Network):
 
     def stages(self) -> list[Stage]:
         """Return the stages of the encoder, then the head."""
-        encoder = [stage for stage in self.backbone.stages() if stage.part == "encoder"]
-        held = [Stage(name, part, tuple(f"backbone.{each}" for each in modules)) for name, part, modules in encoder]
-        return [*held, Stage("head", "head", ("head",))]
+        return [*held_stages(self.backbone), Stage("head", "head", ("head",))]
 
     def conventions(self) -> dict[str, str]:
         """Return those of the network that it holds."""

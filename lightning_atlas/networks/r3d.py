@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
 
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
-from lightning_atlas.networks.base import Stage
+from lightning_atlas.networks.base import Maps, Stage
 from lightning_atlas.networks.conv_norm import ConvNorm, Norm, add_norm, make_norm, norm_name, norm_of
 from lightning_atlas.networks.depth import PRESERVE, Conv3d, DepthAware, DepthPolicy, Step, check_strides
 from lightning_atlas.types import Image
@@ -16,7 +15,6 @@ from lightning_atlas.types import Image
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 """How many blocks each of the four layers has; from 50 on they are bottlenecks."""
 
-Maps = Float[Tensor, "batch _features _i _j _k"]
 Shortcut = Literal["A", "B"]
 
 
@@ -111,22 +109,6 @@ class R3D(DepthAware):
             block = layer[0]
             assert isinstance(block, Block)
             block.set_stride(step)
-
-    def check_size(self, image: Image) -> None:
-        """Refuse an image of which too few slices are left, or too little to take statistics of.
-
-        Raises:
-            ValueError: A pool of the policy has nothing to merge, or batch norm would learn from a single voxel.
-        """
-        last = self.level_depths(image.shape[-1])[-1]
-        *plane, _ = self.reductions()[-1]
-        left = [-(-side // step) for side, step in zip(image.shape[2:], plane, strict=False)]
-        if self.training and self.norm == "batch" and len(image) == 1 and max(*left, last) == 1:
-            sides = " x ".join(map(str, image.shape[2:]))
-            raise ValueError(
-                f"batch norm cannot learn from the single voxel that R3D leaves of one image of {sides} voxels: take "
-                "larger patches, two images a batch, or norm: group"
-            )
 
     def layers(self) -> list[nn.Sequential]:
         """Return the four layers."""

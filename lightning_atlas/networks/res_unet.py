@@ -3,16 +3,13 @@
 from itertools import pairwise
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
-from lightning_atlas.networks.base import Coarse, Encoding, Pyramid, Stage
+from lightning_atlas.networks.base import Coarse, Encoding, Maps, Pyramid, Stage, held_stages
 from lightning_atlas.networks.conv_norm import ConvNorm, Norm, make_norm
 from lightning_atlas.networks.depth import Conv3d
 from lightning_atlas.types import Image, Logits
-
-Maps = Float[Tensor, "batch _features _i _j _k"]
 
 
 class PyramidDecoding(Encoding):
@@ -31,11 +28,6 @@ class PyramidDecoding(Encoding):
     def size_multiple(self) -> tuple[int, int, int]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """What the pyramid's coarsest voxel is a multiple of; it changes with the policy along k."""
         return self.backbone.reductions()[-1]
-
-    def encoder_stages(self) -> list[Stage]:
-        """Return the stages of the encoder, as this network names their modules."""
-        encoder = [stage for stage in self.backbone.stages() if stage.part == "encoder"]
-        return [Stage(name, part, tuple(f"backbone.{each}" for each in modules)) for name, part, modules in encoder]
 
     def conventions(self) -> dict[str, str]:
         """Return those of the backbone."""
@@ -103,7 +95,7 @@ class ResUNet(PyramidDecoding):
         levels = reversed(range(len(self.backbone.level_features) - 1))
         decoder = [Stage(f"decoder.{n}", "decoder", (f"neck.decoder.{level}",)) for n, level in enumerate(levels)]
         head = Stage("head", "head", ("decode_head.convs", "decode_head.conv_seg"))
-        return [*self.encoder_stages(), *decoder, head]
+        return [*held_stages(self.backbone), *decoder, head]
 
     def decoded(self, levels: list[Maps]) -> Maps:
         """Return logits on the grid of the finest level."""
@@ -188,7 +180,7 @@ class LidcFCN(PyramidDecoding):
     def stages(self) -> list[Stage]:
         """Return the stages of the encoder, the two joins of levels, and the head."""
         joins = [Stage(f"decoder.{n}", "decoder", (f"decode_head.conv{n + 1}",)) for n in range(2)]
-        return [*self.encoder_stages(), *joins, Stage("head", "head", ("decode_head.seg_head",))]
+        return [*held_stages(self.backbone), *joins, Stage("head", "head", ("decode_head.seg_head",))]
 
     def decoded(self, levels: list[Maps]) -> Maps:
         """Return logits on the grid of the finest level."""

@@ -1,10 +1,8 @@
 """MONAI's SegResNet with named stages."""
 
-from jaxtyping import Float
 from monai.networks.nets.segresnet import SegResNet as MonaiSegResNet
-from torch import Tensor
 
-from lightning_atlas.networks.base import Pyramid, Stage
+from lightning_atlas.networks.base import Maps, Pyramid, Stage
 from lightning_atlas.types import Image, Logits
 
 
@@ -63,7 +61,7 @@ class SegResNet(Pyramid, MonaiSegResNet):
         decoder = [Stage(f"decoder.{level}", "decoder", modules) for level, modules in enumerate(up)]
         return [*encoder, *decoder, Stage("head", "head", ("conv_final",))]
 
-    def levels(self, image: Image) -> list[Float[Tensor, "batch _features _i _j _k"]]:
+    def levels(self, image: Image) -> list[Maps]:
         """Return the features of each level of the encoder."""
         self.check_size(image)
         return self.encode(image)[1]

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from monai.networks.blocks.convolutions import Convolution
 from torch import Tensor, nn
 
-from lightning_atlas.networks.base import Coarse, Pyramid, Stage
+from lightning_atlas.networks.base import Coarse, Maps, Pyramid, Stage
 from lightning_atlas.types import Image, Logits
 
 Features = Float[Tensor, "batch features i j k"]
@@ -53,7 +53,7 @@ class UNet(Pyramid):
         decoder = [Stage(f"decoder.{level}", "decoder", (f"decoder.{level}",)) for level in range(len(self.decoder))]
         return [*encoder, *decoder, Stage("head", "head", ("head",))]
 
-    def levels(self, image: Image) -> list[Float[Tensor, "batch _features _i _j _k"]]:
+    def levels(self, image: Image) -> list[Maps]:
         """Return the features of each level of the encoder."""
         self.check_size(image)
         found = [image]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from lightning_atlas.networks.base import Backbone, Coarse, Encoding, Stage
+from lightning_atlas.networks.base import Backbone, Coarse, Encoding, Stage, held_stages
 from lightning_atlas.types import Image, Logits
 
 Voxels = Float[Tensor, "batch hidden voxels"]
@@ -66,12 +66,8 @@ class UniversalNetwork(Encoding):
 
     def stages(self) -> list[Stage]:
         """Return the stages of the backbone without its head, then the text head."""
-        body = [stage for stage in self.backbone.stages() if stage.part != "head"]
         head = ("text_to_vision", "GAP", "controller", "precls_conv", "organ_embedding")
-        return [
-            *(Stage(name, part, tuple(f"backbone.{each}" for each in modules)) for name, part, modules in body),
-            Stage("head", "head", head),
-        ]
+        return [*held_stages(self.backbone, ("encoder", "decoder")), Stage("head", "head", head)]
 
     def conventions(self) -> dict[str, str]:
         """Return those of the backbone."""

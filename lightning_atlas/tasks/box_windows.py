@@ -63,7 +63,7 @@ class BoxWindows:
             for said in self._mirrored(network, together, window):
                 for (place, number), boxes in zip(product(some, range(len(image))), said, strict=True):
                     start = [int(each.start) for each in place]
-                    mine = chosen(boxes, own(boxes.corners, start, patch, sides, shared))
+                    mine = boxes.chosen(own(boxes.corners, start, patch, sides, shared))
                     found[number].append(mine._replace(corners=mine.corners + mine.corners.new_tensor(start * 2)))
         return found
 
@@ -79,13 +79,13 @@ class BoxWindows:
         """Return the best boxes inside an image; those that reach into the filling are cut there."""
         boxes = boxes._replace(corners=clipped(boxes.corners, sides))
         low, high = boxes.corners.chunk(2, dim=1)
-        boxes = chosen(boxes, (high > low).all(1))
+        boxes = boxes.chosen((high > low).all(1))
         assert boxes.scores is not None
         if several:
             kept = suppressed(boxes.corners, boxes.scores, boxes.classes, self.overlap, self.most)
         else:
             kept = boxes.scores.argsort(descending=True, stable=True)[: self.most]
-        return chosen(boxes, kept)
+        return boxes.chosen(kept)
 
 
 NEAR = 3 / 8
@@ -138,14 +138,3 @@ def joined(parts: Sequence[Boxes]) -> Boxes:
     scores = [each.scores for each in parts if each.scores is not None]
     corners, classes = [each.corners for each in parts], [each.classes for each in parts]
     return Boxes(torch.cat(corners), torch.cat(classes), torch.cat(scores))
-
-
-def chosen(boxes: Boxes, which: Tensor) -> Boxes:
-    """Return some of the boxes, in the order asked for.
-
-    Args:
-        boxes: With scores.
-        which: Whether each is wanted, or the numbers of those that are.
-    """
-    assert boxes.scores is not None
-    return Boxes(boxes.corners[which], boxes.classes[which], boxes.scores[which])

@@ -64,6 +64,18 @@ def test_the_plane_cuts_most_of_the_boxes():
     assert middle_plane(np.zeros((0, 8)), 0, 10) == 5
 
 
+def test_a_photograph_is_one_view_without_sides_of_a_body(data):
+    batch = data.whole("test", 0)
+    batch["boxes"] = [TRUTH]
+    scan, picture = (
+        boxes_figure(first_boxes(batch, [FOUND], photograph), [0.6, 0.6], ["liver", "spleen"], "title")
+        for photograph in (False, True)
+    )
+    assert (len(scan.axes), len(picture.axes)) == (9, 3)
+    assert {"R", "L", "A", "P"} <= {text.get_text() for text in scan.axes[0].texts}
+    assert not picture.axes[0].texts
+
+
 def test_rectangles_lie_where_the_planes_cut_the_boxes(data):
     batch = data.whole("test", 0)
     batch["boxes"] = [TRUTH]

@@ -4,6 +4,7 @@ from copy import deepcopy
 import numpy as np
 import pytest
 import torch
+from batch_boxes import boxes_of
 from lightning.pytorch import Callback
 from torch import nn
 
@@ -153,7 +154,7 @@ def test_durations_read_as_people_say_them(seconds, text):
 def test_where_boxes_are_learned_the_noise_has_some_and_their_loss_is_passed_through(module, make_trainer):
     module.contract = Contract(classes=("liver",), predicts="boxes")
     batch = noise_batch((2, 1, 8, 8, 4), module, torch.device("cpu"))
-    assert [each.corners.tolist() for each in batch["boxes"]] == [[[2.0, 2.0, 1.0, 6.0, 6.0, 3.0]]] * 2
+    assert [each.corners.tolist() for each in boxes_of(batch)] == [[[2.0, 2.0, 1.0, 6.0, 6.0, 3.0]]] * 2
     asked = []
 
     class Boxed(nn.Module):

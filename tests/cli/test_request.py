@@ -35,6 +35,12 @@ def test_recipes_may_follow_one_that_is_named_by_its_option():
     assert request.options == ["--data.seed", "3"]
 
 
+def test_a_recipe_behind_an_option_is_told_from_its_value():
+    with pytest.raises(CommandError, match="machine/smoke is a recipe: write recipes before the options"):
+        read_request("fit", ["quickstart", "--model.weights", "starter_abdomen_ct", "machine/smoke"])
+    assert read_request("fit", ["quickstart", "--model.weights", "machine/smoke"]).options[-1] == "machine/smoke"
+
+
 def test_a_typed_checkpoint_goes_before_the_last_one(run):
     best = run / "checkpoints" / "best.ckpt"
     best.touch()

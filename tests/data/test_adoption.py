@@ -81,6 +81,8 @@ def test_the_window_of_a_ct_recipe_stays_where_weights_come_from_photographs():
     )
     transforms, _, found = adopted(RECIPES[1], photographs)
     clamp, rescaling = (each for each in transforms if isinstance(each, Clamp | RescaleIntensity))
+    assert isinstance(clamp, Clamp)
+    assert isinstance(rescaling, RescaleIntensity)
     assert (clamp.out_min, clamp.out_max) == (-200, 300)
     assert (rescaling.in_min_max, rescaling.out_min_max) == ((-200, 300), (-2, 2.5))
     assert {each.key for each in differences(photographs, found)} == {"modality", "normalization", "window"}

@@ -1,10 +1,13 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from batch_boxes import boxes_of
+from torch.utils.data import DataLoader
 from torchio.transforms import (
     RandomAffine,
     RandomElasticDeformation,
@@ -27,9 +30,11 @@ from lightning_atlas.data import (
 )
 from lightning_atlas.data.augmentation.intensity import Intensity
 from lightning_atlas.data.augmentation.spatial import Mirroring, Rotation, Scaling, Spatial
+from lightning_atlas.types import Batch, Boxes
 
 BLOCKS = {1: [(2, 3, 1, 9, 8, 6), (14, 3, 2, 16, 6, 5)], 2: [(3, 12, 8, 8, 20, 12)]}
 SHAPE = (22, 24, 14)
+LEFT: Any = ("L",)  # TorchIO says numbers, and takes names
 RAS = np.diag([2.0, 1.5, 3.0, 1.0])
 
 
@@ -64,6 +69,17 @@ def module(source, **changes):
     return ScanDataModule(source, **(settings | changes))
 
 
+def batches(loader) -> list[Batch]:
+    assert isinstance(loader, DataLoader)  # where no scan is to validate on, it is a list
+    return list(loader)
+
+
+def in_patches(data, count) -> list[Boxes]:
+    data.setup("fit")
+    dataset = data.train_dataloader().dataset
+    return [dataset[n]["boxes"] for n in range(count)]
+
+
 def rows(boxes):
     numbers = boxes.classes.tolist()
     return sorted([*each, number] for each, number in zip(boxes.corners.tolist(), numbers, strict=True))
@@ -78,13 +94,13 @@ def test_pieces_and_classes_have_boxes_on_the_scans_grid(tmp_path):
     assert not data.contract.overlapping
     data.prepare_data()
     data.setup()
-    (batch,) = data.val_dataloader()
-    assert rows(batch["boxes"][0]) == BOXES
-    assert batch["boxes"][0].classes.dtype == torch.int64
-    (whole,) = module(written(tmp_path), boxes=LabelBoxes("class")).val_dataloader()
-    assert rows(whole["boxes"][0]) == [[2, 3, 1, 16, 8, 6, 0], [3, 12, 8, 8, 20, 12, 1]]
+    (batch,) = batches(data.val_dataloader())
+    assert rows(boxes_of(batch)[0]) == BOXES
+    assert boxes_of(batch)[0].classes.dtype == torch.int64
+    (whole,) = batches(module(written(tmp_path), boxes=LabelBoxes("class")).val_dataloader())
+    assert rows(boxes_of(whole)[0]) == [[2, 3, 1, 16, 8, 6, 0], [3, 12, 8, 8, 20, 12, 1]]
     large = module(written(tmp_path), boxes=LabelBoxes(least_voxels=2 * 3 * 3 + 1)).whole("val", 0)
-    assert rows(large["boxes"][0]) == [each for each in BOXES if each[0] != 14]
+    assert rows(boxes_of(large)[0]) == [each for each in BOXES if each[0] != 14]
     assert "a box about each piece" in data.describe()
 
 
@@ -94,12 +110,12 @@ def test_boxes_are_looked_for_once(tmp_path, monkeypatch):
     monkeypatch.setattr(LabelBoxes, "_found", None)
     again = module(written(tmp_path))
     again.setup("fit")
-    assert rows(again.whole("val", 0)["boxes"][0]) == BOXES
+    assert rows(boxes_of(again.whole("val", 0))[0]) == BOXES
 
 
 AUGMENTS = {
     "none": [],
-    "flips": [RandomFlip((0, 1, 2)), RandomFlip(("L",))],
+    "flips": [RandomFlip((0, 1, 2)), RandomFlip(LEFT)],
     "turns": [RandomQuarterTurns(("i", "j"), p=0.8), RandomFlip(2)],
     "batch": BatchAugmentation(
         Spatial(Rotation(probability=0.0), Scaling(probability=0.0), Mirroring(probability=0.5)),
@@ -119,8 +135,8 @@ def test_a_box_in_a_patch_is_about_the_voxels_there(tmp_path, how):
     for batch in data.train_dataloader():
         if how == "batch":
             batch = augment(batch, (12, 12, 8), [])
-            batch["boxes"] = [clipped(each, (12, 12, 8)) for each in batch["boxes"]]
-        for label, states, boxes in zip(batch["label"], batch["states"], batch["boxes"], strict=True):
+            batch["boxes"] = [clipped(each, (12, 12, 8)) for each in boxes_of(batch)]
+        for label, states, boxes in zip(batch["label"], batch["states"], boxes_of(batch), strict=True):
             inside = (states == 1)[label.long()]
             covered = torch.zeros_like(inside)
             for corners, number in zip(boxes.corners.tolist(), boxes.classes.tolist(), strict=True):
@@ -138,7 +154,7 @@ def test_a_zoomed_and_turned_patch_keeps_its_structures_in_their_boxes(tmp_path)
     data.setup("fit")
     for batch in data.train_dataloader():
         batch = augment(batch, (12, 12, 8), [])
-        for label, states, boxes in zip(batch["label"], batch["states"], batch["boxes"], strict=True):
+        for label, states, boxes in zip(batch["label"], batch["states"], boxes_of(batch), strict=True):
             for place in torch.nonzero((states == 1)[label.long()]):
                 *voxel, number = place.tolist()
                 middle = torch.tensor(voxel) + 0.5
@@ -154,7 +170,7 @@ def test_sides_change_places_where_a_patch_is_mirrored(tmp_path):
     data.setup("fit")
     batch = next(iter(data.train_dataloader()))
     moved = augment(batch, (12, 12, 8), [(0, 1)])
-    for before, after in zip(batch["boxes"], moved["boxes"], strict=True):
+    for before, after in zip(boxes_of(batch), boxes_of(moved), strict=True):
         assert after.classes.tolist() == (1 - before.classes).tolist()
     with pytest.raises(ValueError, match="mirrors, but kidney_left and kidney_right"):
         _ = module(source, augment=[RandomFlip(0)]).contract
@@ -169,18 +185,18 @@ def test_boxes_of_a_source_go_through_orientation_and_spacing(tmp_path):
     batch = data.whole("val", 0)
     # file i runs to the front, j to the left, k downwards
     expected = sorted([24 - j1, i0, 14 - k1, 24 - j0, i1, 14 - k0, n] for i0, j0, k0, i1, j1, k1, n in BOXES)
-    assert rows(batch["boxes"][0]) == expected
+    assert rows(boxes_of(batch)[0]) == expected
     half = module(source, boxes=SourceBoxes(["x", "y"]), preprocess=[ToCanonical(), Resample((1.0, 0.75, 1.5))])
     finer = half.whole("val", 0)
-    assert torch.allclose(finer["boxes"][0].corners, 2 * batch["boxes"][0].corners, atol=1e-4)
-    for corners in finer["boxes"][0].corners:
+    assert torch.allclose(boxes_of(finer)[0].corners, 2 * boxes_of(batch)[0].corners, atol=1e-4)
+    for corners in boxes_of(finer)[0].corners:
         i0, j0, k0, i1, j1, k1 = (int(each) for each in corners.round())
         assert float(finer["image"][0, 0, i0 + 1 : i1 - 1, j0 + 1 : j1 - 1, k0 + 1 : k1 - 1].min()) > 90
 
 
 def test_planar_boxes_reach_over_the_whole_depth(tmp_path):
     data = module(written(tmp_path, boxes=True), boxes=SourceBoxes(["x", "y"], planar=True))
-    assert data.whole("val", 0)["boxes"][0].corners[:, [2, 5]].unique(dim=0).tolist() == [[0, 14]]
+    assert boxes_of(data.whole("val", 0))[0].corners[:, [2, 5]].unique(dim=0).tolist() == [[0, 14]]
 
 
 def test_images_of_unlike_sizes_keep_their_boxes_on_their_voxels(tmp_path):
@@ -192,7 +208,7 @@ def test_images_of_unlike_sizes_keep_their_boxes_on_their_voxels(tmp_path):
     samples = [WholeDataset(data.opened[split])[0] for split in ("train", "val")]
     batch = collate(samples)
     assert batch["image"].shape[2:] == (30, 25, 17)
-    for image, boxes in zip(batch["image"], batch["boxes"], strict=True):
+    for image, boxes in zip(batch["image"], boxes_of(batch), strict=True):
         for corners, number in zip(boxes.corners.tolist(), boxes.classes.tolist(), strict=True):
             i0, j0, k0, i1, j1, k1 = map(int, corners)
             assert (image[0, i0:i1, j0:j1, k0:k1] == 100 * (number + 1)).all()
@@ -200,15 +216,11 @@ def test_images_of_unlike_sizes_keep_their_boxes_on_their_voxels(tmp_path):
 
 def test_patches_are_centred_on_small_pieces_as_often_as_on_large_ones(tmp_path):
     data = module(written(tmp_path), patches=Patches((4, 4, 4), 60, foreground=1.0), boxes=LabelBoxes(visible=0.9))
-    data.setup("fit")
-    dataset = data.train_dataloader().dataset
-    low = [tuple(dataset[n]["boxes"].corners.flatten().tolist()) for n in range(60)]
+    low = [tuple(boxes.corners.flatten().tolist()) for boxes in in_patches(data, 60)]
     small = (1.0, 1.0, 1.0, 3.0, 4.0, 4.0)  # its middle is voxel 2 of the patch
     assert 8 < low.count(small) < 24  # the half of the patches is about the class that has two pieces
     rare = module(written(tmp_path), patches=Patches((4, 4, 4), 40, 1.0, "rare"))
-    rare.setup("fit")
-    dataset = rare.train_dataloader().dataset
-    numbers = [dataset[n]["boxes"].classes[0].item() for n in range(40)]
+    numbers = [boxes.classes[0].item() for boxes in in_patches(rare, 40)]
     assert 10 < numbers.count(0) < 30
 
 
@@ -222,10 +234,10 @@ def test_scans_to_predict_on_have_no_boxes(tmp_path):
 def test_workers_and_resumed_runs_see_the_same_boxes(tmp_path):
     first = module(written(tmp_path), augment=[RandomAffine(degrees=20)])
     first.setup("fit")
-    alone = [rows(each) for batch in first.train_dataloader() for each in batch["boxes"]]
+    alone = [rows(each) for batch in first.train_dataloader() for each in boxes_of(batch)]
     beside = module(written(tmp_path), augment=[RandomAffine(degrees=20)], num_workers=1)
     beside.setup("fit")
-    assert alone == [rows(each) for batch in beside.train_dataloader() for each in batch["boxes"]]
+    assert alone == [rows(each) for batch in beside.train_dataloader() for each in boxes_of(batch)]
 
 
 def test_faults_are_told(tmp_path):
@@ -260,5 +272,5 @@ def test_a_simulated_cohort_has_boxes_about_its_structures():
     batch = data.whole("val", 0)
     inside = (batch["states"][0] == 1)[batch["label"][0].long()][..., 0]
     places = torch.nonzero(inside)
-    assert batch["boxes"][0].corners[0].tolist() == [*places.amin(0).tolist(), *(places.amax(0) + 1).tolist()]
+    assert boxes_of(batch)[0].corners[0].tolist() == [*places.amin(0).tolist(), *(places.amax(0) + 1).tolist()]
     assert Path(data.opened["val"][0].folder).is_dir()

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -31,6 +33,7 @@ from lightning_atlas.data.boxes import (
 from lightning_atlas.data.pipeline import flat
 from lightning_atlas.types import Boxes
 
+LEFT_UP: Any = ("Left", "Superior")  # TorchIO says numbers, and takes names
 SHAPE = (20, 20, 12)
 AFFINE = np.array([[0, -1.5, 0, 7], [2.0, 0, 0, -30], [0, 0, 3, 5], [0, 0, 0, 1]])
 BOX = [3.0, 5, 2, 11, 9, 7]
@@ -59,7 +62,7 @@ def subject(box=BOX):
 
 EXACT = [
     RandomFlip((0, 1, 2)),
-    RandomFlip(("Left", "Superior")),
+    RandomFlip(LEFT_UP),
     Flip((0, 2)),
     RandomQuarterTurns(("i", "j"), p=1.0),
     RandomQuarterTurns(("k", "i"), p=1.0),
@@ -107,7 +110,7 @@ def test_a_turned_box_is_the_least_that_holds_the_turned_one(transform):
         label = drawn([side * fine for side in box], size).to(torch.uint8)
         torch.manual_seed(seed)
         as_fine = Compose([each if not isinstance(each, Crop) else Crop(fine) for each in flat([transform])])
-        seen = as_fine(tio.Subject(label=tio.LabelMap(tensor=label, affine=small)))["label"].data
+        seen = as_fine(tio.Subject(label=tio.LabelMap(tensor=label, affine=small))).get_image("label").data
         if not seen.any():
             continue
         truth = torch.tensor(about(seen)) / fine
@@ -152,6 +155,7 @@ def test_less_than_the_visible_share_is_nothing():
     boxes = boxes._replace(scores=torch.tensor([0.1, 0.2, 0.3]))
     assert clipped(boxes, (20, 20, 12), 0.25).classes.tolist() == [0, 1]
     some = clipped(boxes, (20, 20, 12), 0.26)
+    assert some.scores is not None
     assert some.corners.tolist() == [[0, 0, 0, 2, 4, 4]]
     assert (some.classes.tolist(), some.scores.tolist()) == ([1], [pytest.approx(0.2)])
     assert volumes(clipped(make_boxes([]), SHAPE, 0.5).corners).tolist() == []

@@ -1,6 +1,7 @@
 """Photographs: through a data module of their own, and through the same module as scans."""
 
 import json
+import shutil
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from torchio.transforms import RandomFlip, RandomGamma
 from lightning_atlas.data import (
     CentreCrop,
     ColoursToSlices,
+    DrawnPictures,
     Manifest,
     Patches,
     PictureDataModule,
@@ -81,6 +83,14 @@ def test_without_slices_the_colours_are_channels(photos):
     assert data.contract.channels == ("red", "green", "blue")
 
 
+@pytest.mark.parametrize(("given", "lacking"), [("augment", "evaluate"), ("evaluate", "augment")])
+def test_colours_are_slices_in_training_and_in_scoring_or_in_neither(photos, given, lacking):
+    settings: Any = {given: [ColoursToSlices()]}
+    data = module(photos, **settings)
+    with pytest.raises(ValueError, match=rf"at the end of data.init_args.{lacking}"):
+        _ = data.contract
+
+
 def test_the_contract_says_what_a_photograph_is(photos):
     data = module(photos, augment=[RandomFlip(axes=(0,)), RandomColoursToSlices()], evaluate=[ColoursToSlices()])
     contract = data.contract
@@ -140,7 +150,7 @@ def test_an_epoch_has_every_picture_once(photos):
     assert all(longer.count(name) == 2 for name in set(longer))
 
 
-def test_pictures_of_unlike_sizes_are_padded_in_training_and_refused_elsewhere(tmp_path):
+def test_pictures_of_unlike_sizes_are_padded_in_training_and_come_one_by_one_elsewhere(tmp_path):
     for split in ("train", "test"):
         for kind, size in (("cat", (12, 16)), ("dog", (20, 10))):
             (tmp_path / split / kind).mkdir(parents=True)
@@ -153,7 +163,9 @@ def test_pictures_of_unlike_sizes_are_padded_in_training_and_refused_elsewhere(t
     pixels = normal(pixels_of("train", "cat", 0)).movedim(2, 0)
     assert torch.allclose(batch["image"][cat, :, :, :12, 0], pixels)
     with pytest.raises(ValueError, match=r"10 x 20 and 16 x 12 in one batch: let evaluate end with CentreCrop"):
-        next(iter(data.test_dataloader()))
+        next(iter(module(tmp_path, evaluation_batch_size=2).test_dataloader()))
+    sides = [tuple(each["image"].shape[2:4]) for each in data.test_dataloader()]
+    assert sides == [(16, 12), (10, 20)]
     alike = module(tmp_path, batch_size=2, evaluate=[ResizePicture(8), CentreCrop((8, 8))])
     assert next(iter(alike.test_dataloader()))["image"].shape == (2, 3, 8, 8, 1)
     assert len(list(module(tmp_path, evaluation_batch_size=1).test_dataloader())) == 2
@@ -222,6 +234,17 @@ def test_a_manifest_and_a_table_say_the_same(photos, tmp_path):
     values = Targets("values", ["age"])
     ages = next(iter(PictureDataModule(source, values, batch_size=3).test_dataloader()))["target"]
     assert ages.tolist() == [[0], [1], [2]]
+
+
+def test_one_folder_is_no_class_to_tell_from_others_and_a_missing_test_names_the_verb(photos):
+    with pytest.raises(ValueError, match="the verb validate scores those of val"):
+        PictureDataModule(DrawnPictures(train=1, val=1, test=0), boxes=True).test_dataloader()
+    for kind in KINDS[1:]:
+        for split in ("train", "val", "test"):
+            shutil.rmtree(photos / split / kind)
+    data = PictureDataModule(ScanLayout(photos, layout="imagefolder"))
+    with pytest.raises(ValueError, match=f"there is one class, {KINDS[0]}, and to tell classes apart takes two"):
+        data.setup("fit")
 
 
 @pytest.mark.parametrize(

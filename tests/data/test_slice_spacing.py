@@ -23,9 +23,9 @@ def test_slices_lie_at_the_new_distance_and_planes_stay(spacing_mm, slices):
     found = ResampleSlices(spacing_mm)(given)
     assert found.spatial_shape == (4, 5, slices)
     np.testing.assert_allclose(found.spacing, (0.7, 0.8, spacing_mm))
-    assert found["image"].origin == given["image"].origin
-    np.testing.assert_allclose(found["image"].numpy()[0, 1, 2], spacing_mm * np.arange(slices), atol=1e-4)
-    assert set(found["label"].data.unique().tolist()) <= {0, 1}
+    assert found.get_image("image").origin == given.get_image("image").origin
+    np.testing.assert_allclose(found.get_image("image").numpy()[0, 1, 2], spacing_mm * np.arange(slices), atol=1e-4)
+    assert set(found.get_image("label").data.unique().tolist()) <= {0, 1}
 
 
 def test_a_distance_of_nothing_is_refused():

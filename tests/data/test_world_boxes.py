@@ -4,9 +4,11 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from batch_boxes import boxes_of
 from torchio.transforms import Resample, ToCanonical
 
 from lightning_atlas.data import Manifest, Patches, ScanDataModule, WorldBoxes
+from lightning_atlas.data.cases import Case
 
 HEADER = "seriesuid,coordX,coordY,coordZ,diameter_mm"
 AFFINE = np.array([[0, -2.0, 0, 40], [1.5, 0, 0, -20], [0, 0, 3, 100], [0, 0, 0, 1]])
@@ -41,7 +43,7 @@ def table(text):
 def test_a_box_lies_about_the_ball(tmp_path, preprocess):
     path = table(f"{HEADER}\n1.2.4,-10,5,130,12\n")  # LPS, as ITK has it
     batch = module(source(tmp_path), WorldBoxes(path, ["nodule"]), preprocess=preprocess).whole("val", 0)
-    (corners,) = batch["boxes"][0].corners.numpy()
+    (corners,) = boxes_of(batch)[0].corners.numpy()
     affine = batch["affine"][0].numpy()
     middle = affine[:3, :3] @ ((corners[:3] + corners[3:]) / 2 - 0.5) + affine[:3, 3]
     assert np.allclose(middle, BALL_MM, atol=1e-3)
@@ -51,10 +53,16 @@ def test_a_box_lies_about_the_ball(tmp_path, preprocess):
     assert (bright + 1 <= corners[3:] + 1).all()
 
 
+def test_a_line_without_a_name_is_about_no_scan(tmp_path):
+    boxes = WorldBoxes(table(f"{HEADER}\n,1,2,3,4\n1.2.4,-10,5,130,12\n"), ["nodule"])
+    with pytest.raises(ValueError, match=r"has lines about .*1\.2\.4, but no scan is called so: other"):
+        boxes.check([Case("other", "train", tmp_path / "other.nii.gz")])
+
+
 def test_words_classes_and_axes_of_the_table():
     path = table("patient;x_mm;y_mm;z_mm;diameter;class\np;1;2;3;4;solid\np;5;6;7;8;cyst\n")
     boxes = WorldBoxes(path, ["cyst", "solid"], axes="RAS")
-    assert boxes._lines == {"p": [(1, 2, 3, 4, 1), (5, 6, 7, 8, 0)]}
+    assert boxes.lines == {"p": [(1, 2, 3, 4, 1), (5, 6, 7, 8, 0)]}
     assert boxes.description == "boxes of cyst, solid by annotations.csv"
 
 
@@ -62,7 +70,7 @@ def test_scans_without_a_line_have_no_boxes(tmp_path):
     path = table(f"{HEADER}\n1.2.3,-10,5,130,12\n")
     data = module(source(tmp_path), WorldBoxes(path, ["nodule"]))
     assert data.contract.classes == ("nodule",)
-    assert len(data.whole("val", 0)["boxes"][0].corners) == 0
+    assert len(boxes_of(data.whole("val", 0))[0].corners) == 0
     data.setup("fit")
     assert all(len(boxes.corners) for batch in data.train_dataloader() for boxes in batch["boxes"])
 
@@ -80,4 +88,4 @@ def test_faults_are_told(tmp_path, text, told):
     with pytest.raises(ValueError, match=told):
         _ = module(source(tmp_path), WorldBoxes(table(text), ["nodule"])).contract
     with pytest.raises(ValueError, match=r"line 2: the class is ''"):
-        _ = WorldBoxes(table(f"{HEADER}\n1.2.3,1,2,3,4"), ["a", "b"])._lines
+        _ = WorldBoxes(table(f"{HEADER}\n1.2.3,1,2,3,4"), ["a", "b"]).lines

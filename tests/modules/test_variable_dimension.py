@@ -9,8 +9,18 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
+from torchio.transforms import RandomFlip
 
+from lightning_atlas.cli.inspecting import describe, in_words
+from lightning_atlas.cli.run_folder import describe_run
 from lightning_atlas.contract import Contract
+from lightning_atlas.data import (
+    ColoursToSlices,
+    DrawnPictures,
+    PictureDataModule,
+    RandomColoursToSlices,
+    RandomResizedCrop,
+)
 from lightning_atlas.intake import load_weights
 from lightning_atlas.intake.weights import read_file
 from lightning_atlas.modules import VariableDimensionPretraining
@@ -56,8 +66,8 @@ class Pictures(lightning.LightningDataModule):
     test_dataloader = val_dataloader
 
 
-def small(**settings: Any) -> R3D:
-    return R3D(features=4, strides=(2, 1, 1, 2, 1, 1), **settings)
+def small(features: int = 4, **settings: Any) -> R3D:
+    return R3D(features=features, strides=(2, 1, 1, 2, 1, 1), **settings)
 
 
 def module(network: Any = None, **settings: Any) -> VariableDimensionPretraining:
@@ -67,11 +77,11 @@ def module(network: Any = None, **settings: Any) -> VariableDimensionPretraining
     return VariableDimensionPretraining(network or small(), task, optimizer, **settings)
 
 
-def fit(model: Any, data: Any = None, folder: Any = None, **settings: Any) -> Any:
+def fit(model: Any, data: Any = None, folder: Any = None, resume: Any = None, **settings: Any) -> Any:
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "accelerator": "cpu"}
     settings = {"max_epochs": 1, "enable_checkpointing": False, "default_root_dir": folder, **quiet, **settings}
     trainer = lightning.Trainer(**settings)
-    trainer.fit(model, datamodule=data or Pictures())
+    trainer.fit(model, datamodule=data or Pictures(), ckpt_path=resume)
     return trainer
 
 
@@ -130,13 +140,46 @@ def test_a_checkpoint_is_filled_while_the_run_goes_on_unchanged(tmp_path):
     path = next(tmp_path.rglob("*.ckpt"))
     assert not read_file(path).tensors["backbone.conv1.weight"][..., [0, 6]].any()
     resumed = module(untrained_taps="zero")
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "accelerator": "cpu"}
-    trainer: Any = lightning.Trainer(max_epochs=2, default_root_dir=tmp_path / "on", **quiet)
-    trainer.fit(resumed, datamodule=Pictures(), ckpt_path=path)
+    fit(resumed, folder=tmp_path / "on", resume=path, max_epochs=2)
     ours, theirs = (dict(each.network.named_parameters()) for each in (resumed, straight))
     for name, value in theirs.items():
         inner = slice(1, 6) if name == "backbone.conv1.weight" else slice(None)
         torch.testing.assert_close(ours[name][..., inner], value[..., inner])
+
+
+class Watch(lightning.Callback):
+    """Keep what is learned from, and save when so many steps are done."""
+
+    def __init__(self, path: Any = None, steps: int | None = None):
+        self.path, self.steps = path, steps
+        self.seen: list[Any] = []
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.seen.append((trainer.current_epoch, batch["subject"], batch["image"].clone()))
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == self.steps:
+            trainer.save_checkpoint(self.path)
+
+
+@pytest.mark.parametrize(("steps", "workers"), [(2, 0), (4, 1)])
+def test_a_run_that_stopped_within_an_epoch_goes_on_with_the_pictures_that_are_left(steps, workers, tmp_path):
+    def data(**settings: Any) -> PictureDataModule:
+        augment = [RandomResizedCrop((16, 16)), RandomFlip(axes=(0,)), RandomColoursToSlices()]
+        source = DrawnPictures(12, 2, 0, (24, 20))
+        return PictureDataModule(source, augment=augment, evaluate=[ColoursToSlices()], batch_size=4, **settings)
+
+    whole, rest = Watch(tmp_path / "within.ckpt", steps), Watch()
+    straight, resumed = module(), module()
+    fit(straight, data(), max_epochs=3, callbacks=[whole])
+    torch.manual_seed(99)
+    fit(resumed, data(num_workers=workers), resume=tmp_path / "within.ckpt", max_epochs=3, callbacks=[rest])
+    assert [epoch for epoch, *_ in whole.seen] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    for ours, theirs in zip(rest.seen, whole.seen[steps:], strict=True):
+        assert ours[:2] == theirs[:2]
+        assert torch.equal(ours[2], theirs[2])
+    named = dict(resumed.network.named_parameters())
+    assert all(torch.equal(named[name], weight) for name, weight in straight.network.named_parameters())
 
 
 def test_weights_say_what_they_never_learned(tmp_path):
@@ -149,7 +192,20 @@ def test_weights_say_what_they_never_learned(tmp_path):
     set_depth(target, DepthPolicy(strides="stride"))
     report = load_weights(target, source)
     assert report.encoder_share == 1.0
-    assert "backbone.conv1.weight: never trained, left as they are: 0, 6 of 7 along k" in str(report)
+    told = "backbone.conv1.weight: never trained, left as they are: 0, 6 of 7 along k"
+    assert told in str(report)
+    assert told in "\n".join(in_words(describe(source, str(tmp_path / "pictures.ckpt"))))
+    wide = Classification(pooling="mean").adapted(small(features=8))
+    with pytest.raises(ValueError, match=r"conv1.weight has 4 outputs there and 8 here.*features 4 where"):
+        load_weights(wide, source)
+
+
+def test_a_run_is_described_in_words_and_not_in_tensors(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    fit(module(), folder=tmp_path).save_checkpoint(tmp_path / "checkpoints" / "last.ckpt")
+    told = describe_run(tmp_path)
+    assert "note: backbone.conv1.weight: never trained, left as they are: 0, 6 of 7 along k" in told
+    assert "tensor(" not in told
 
 
 def test_a_step_that_is_not_finite_shows_nothing():
@@ -170,6 +226,19 @@ def test_kernels_that_were_trained_whole_are_looked_at_no_more():
     seen = taps.seen["weight"]
     taps.look(layer)
     assert taps.seen["weight"] is seen
+
+
+def test_after_a_resume_what_was_seen_is_where_the_gradients_are():
+    # Lightning reads the checkpoint before it moves the network to its device.
+    kernel = nn.Conv3d(1, 1, 3, bias=False)
+    taps = TrainedTaps()
+    for _ in range(2):  # the third look asks the device for nothing
+        taps.look(kernel)
+    taps.load_state_dict({"weight": torch.zeros(3, 3, 3, dtype=torch.bool)})
+    elsewhere = kernel.to("meta")
+    elsewhere.weight.grad = torch.empty_like(elsewhere.weight)
+    taps.look(elsewhere)
+    assert taps.seen["weight"].device.type == "meta"
 
 
 def test_planes_are_filled_from_the_nearest_along_each_axis():

@@ -138,6 +138,7 @@ def test_a_policy_reaches_a_network_that_another_holds():
         (lambda: DepthPolicy((1, 2, 2, 0, 1, 1)), r"six numbers from 1 up.*\[1, 2, 2, 0, 1, 1\]"),
         (lambda: DepthPolicy(pools={4: "halve"}), "behind which k is pooled, 1, 2 or 3; found 4"),
         (lambda: R3D(strides=(2, 2, 2)), "strides has six numbers"),
+        (lambda: R3D(strides=(2, 1, 1, 2, 2, 2), depth_policy=DepthPolicy((1, 2, 1, 1, 1, 1))), "has 2 for first pool"),
     ],
 )
 def test_what_is_no_policy_is_refused(build, told):

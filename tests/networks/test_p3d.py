@@ -165,6 +165,11 @@ def test_too_few_slices_to_pool_are_refused_with_the_number_that_will_do(slices)
     assert network(torch.rand(1, 1, 32, 32, slices)).shape[-1] == slices
 
 
+def test_one_voxel_is_too_little_for_batch_norm():
+    with pytest.raises(ValueError, match="single voxel that P3D leaves of one image of 32 x 32 x 1 voxels"):
+        small(norm="batch").train()(torch.rand(1, 1, 32, 32, 1))
+
+
 def test_another_policy_touches_no_tensor_and_each_takes_the_weights_of_the_other():
     network, journal = small(), small(depth_policy=JOURNAL, pool_depth=1)
     before = {name: each.clone() for name, each in network.state_dict().items()}

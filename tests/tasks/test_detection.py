@@ -1,6 +1,7 @@
 from itertools import product
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from scipy import ndimage
@@ -16,13 +17,15 @@ from lightning_atlas.types import Boxes
 class Spots(Detector):
     """Finds the bright pieces of an image; of two, the smaller has the higher score, as a cut one must not profit."""
 
-    classes = 2
-
     def __init__(self, planar: bool = False) -> None:
         super().__init__()
         self.planar, self.size_multiple = planar, 4
         self.weight = torch.nn.Parameter(torch.ones(()))
         self.seen: list[tuple[int, ...]] = []
+
+    @property
+    def classes(self) -> int:
+        return 2
 
     def stages(self) -> list[Stage]:
         return [Stage("weight", "encoder", ("weight",))]
@@ -40,7 +43,8 @@ class Spots(Detector):
         return [self._pieces(image[0]) for image in answer]
 
     def _pieces(self, image: torch.Tensor) -> Boxes:
-        pieces = ndimage.label(image.numpy() > 0)[0]
+        pieces = np.zeros(image.shape, np.int32)
+        ndimage.label(image.numpy() > 0, output=pieces)
         rows, classes, scores = [], [], []
         for place in ndimage.find_objects(pieces):
             piece = image[place]

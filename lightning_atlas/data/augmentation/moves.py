@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
-from lightning_atlas.data.boxes import carried, clipped, flipped
+from lightning_atlas.data.boxes import carried, clipped, flipped, reversal
 from lightning_atlas.types import Boxes
 
 Sides = tuple[int, int]
@@ -128,10 +128,7 @@ class Mirror(NamedTuple):
 
     def map(self, shape: Sequence[int]) -> np.ndarray:
         """Reverse: the last voxel becomes the first."""
-        there = np.eye(4)
-        for axis in self.axes:
-            there[axis, axis], there[axis, 3] = -1, shape[axis] - 1
-        return there
+        return reversal(self.axes, shape)
 
 
 def _nearest(extent: int, size: int) -> Tensor:

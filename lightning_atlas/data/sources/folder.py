@@ -182,7 +182,8 @@ class ScanLayout(Source):
     @property
     def description(self) -> str:
         """One line for reports."""
-        return f"scans of {self.path.name}"
+        what = "pictures" if self.layout in ("imagefolder", "coco") else "scans"
+        return f"{what} of {self.path.name}"
 
     def _vocabulary_values(self) -> Mapping[str, int] | None:
         return load_vocabulary(self.vocabulary).values if self.vocabulary else None

@@ -5,8 +5,9 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_atlas.networks.base import Network, Pyramid, Stage
+from lightning_atlas.networks.base import Network, Pyramid
 from lightning_atlas.networks.pooled import take_out_decoder
+from lightning_atlas.networks.res_unet import PyramidDecoding
 from lightning_atlas.types import Boxes, Image
 
 
@@ -45,7 +46,7 @@ class Detector(Network):
 
 
 def pyramid_of(network: Network, holder: str) -> Pyramid:
-    """Return a network without its decoder.
+    """Return a network without its decoder; of one that decodes a pyramid, the pyramid.
 
     Args:
         network: Changed in place.
@@ -54,6 +55,8 @@ def pyramid_of(network: Network, holder: str) -> Pyramid:
     Raises:
         ValueError: It does not give its features on several grids.
     """
+    if isinstance(network, PyramidDecoding):
+        network = network.backbone
     if not isinstance(network, Pyramid):
         raise ValueError(
             f"{holder} looks for boxes on several grids of an encoder, and {type(network).__name__} does not give "
@@ -81,9 +84,3 @@ def chosen_levels(network: Pyramid, levels: Sequence[int]) -> list[int]:
             f"{count - 1}: name some of these, and {count - 1}, since what lies behind the last one would learn nothing"
         )
     return wanted
-
-
-def held_stages(network: Pyramid) -> list[Stage]:
-    """Return the stages of the encoder of a network that is held as `backbone`."""
-    encoder = [stage for stage in network.stages() if stage.part == "encoder"]
-    return [Stage(name, part, tuple(f"backbone.{each}" for each in modules)) for name, part, modules in encoder]

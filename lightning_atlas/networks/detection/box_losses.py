@@ -10,13 +10,10 @@ from monai.losses.focal_loss import sigmoid_focal_loss
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_atlas.networks.detection.matching import NOTHING
+from lightning_atlas.networks.detection.matching import NOTHING, Anchors, Corners, Matched
 from lightning_atlas.networks.detection.sampling import drawn
 
-Matched = Integer[Tensor, " anchors"]
 Deltas = Float[Tensor, "anchors corners"]
-Anchors = Float[Tensor, "anchors corners"]
-BoxCorners = Float[Tensor, "boxes corners"]
 
 
 class AnchorLoss:
@@ -37,6 +34,9 @@ class AnchorLoss:
         pool: The others are drawn from this many times as many that seem most to be a box.
         least_negatives: How many others are drawn at least.
         beta: Below this difference `smooth_l1` is a square.
+
+    Raises:
+        ValueError: The share of the samples that shall find a box is none, or more than all.
     """
 
     def __init__(
@@ -49,6 +49,11 @@ class AnchorLoss:
         least_negatives: int = 16,
         beta: float = 1 / 9,
     ) -> None:
+        if int(samples * positive_share) < 1 or positive_share > 1:
+            raise ValueError(
+                f"AnchorLoss: of samples, {samples}, the positive_share, {positive_share}, shall find a box, which is "
+                "one anchor or more, and not more than all: write samples: 64 and positive_share: 0.3, for example"
+            )
         self.classification, self.regression = classification, regression
         self.samples, self.positive_share, self.pool = samples, positive_share, pool
         self.least_negatives, self.beta = least_negatives, beta
@@ -88,7 +93,7 @@ class AnchorLoss:
         return torch.cat([positive, hardest[order]])
 
     def of_boxes(
-        self, deltas: Deltas, anchors: Anchors, matched: Matched, corners: BoxCorners, coder: BoxCoder
+        self, deltas: Deltas, anchors: Anchors, matched: Matched, corners: Corners, coder: BoxCoder
     ) -> Float[Tensor, ""]:
         """Return the cost of the boxes: the mean over the anchors that shall find one.
 

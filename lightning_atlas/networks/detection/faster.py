@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
-from lightning_atlas.networks.base import Network, Stage
+from lightning_atlas.networks.base import Maps, Network, Stage, held_stages
 from lightning_atlas.networks.collapse import depth_collapse
 from lightning_atlas.networks.depth import DepthAware
-from lightning_atlas.networks.detection.base import Detector, chosen_levels, held_stages, pyramid_of
+from lightning_atlas.networks.detection.base import Detector, chosen_levels, pyramid_of
 from lightning_atlas.networks.detection.box_head import CELLS, BoxHead, Refining
 from lightning_atlas.networks.detection.fpn import FeaturePyramid
 from lightning_atlas.networks.detection.proposals import ProposalHead, Proposing
@@ -248,6 +248,6 @@ class LevelCollapse(nn.Module):
         for number, (width, depth) in enumerate(zip(channels, depths, strict=True)):
             self.add_module(str(number), depth_collapse(how, width, depth))
 
-    def forward(self, levels: list[Float[Tensor, "batch _features _i _j _k"]]) -> list[Tensor]:
+    def forward(self, levels: list[Maps]) -> list[Tensor]:
         """Return the planes."""
         return [each(level)[..., 0] for each, level in zip(self.children(), levels, strict=True)]

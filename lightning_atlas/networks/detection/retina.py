@@ -9,9 +9,9 @@ from monai.apps.detection.networks.retinanet_network import RetinaNetClassificat
 from monai.apps.detection.utils.box_coder import BoxCoder
 from torch import Tensor
 
-from lightning_atlas.networks.base import Network, Stage
+from lightning_atlas.networks.base import Network, Stage, held_stages
 from lightning_atlas.networks.detection.anchors import grid_anchors
-from lightning_atlas.networks.detection.base import Detector, chosen_levels, held_stages, pyramid_of
+from lightning_atlas.networks.detection.base import Detector, chosen_levels, pyramid_of
 from lightning_atlas.networks.detection.box_losses import AnchorLoss
 from lightning_atlas.networks.detection.fpn import FeaturePyramid
 from lightning_atlas.networks.detection.matching import AdaptiveMatcher, Matcher
@@ -166,10 +166,8 @@ class RetinaDetector(Detector):
             corners.append(clipped(decoded, answer.sides))
             scores.append(level[best, class_of])
             classes.append(class_of)
-        found = Boxes(torch.cat(corners), torch.cat(classes), torch.cat(scores))
-        assert found.scores is not None
-        kept = self.selection.kept(found.corners, found.scores, found.classes)
-        return Boxes(found.corners[kept], found.classes[kept], found.scores[kept])
+        every, told = Boxes(torch.cat(corners), torch.cat(classes)), torch.cat(scores)
+        return every._replace(scores=told).chosen(self.selection.kept(every.corners, told, every.classes))
 
 
 def by_anchor(maps: Float[Tensor, "batch _outputs i j k"], values: int) -> Float[Tensor, "batch _anchors values"]:

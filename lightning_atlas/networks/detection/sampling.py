@@ -1,13 +1,11 @@
 """Which of a detector's anchors or regions are learned from."""
 
 import torch
-from jaxtyping import Bool, Float, Integer
+from jaxtyping import Bool, Integer
 from torch import Tensor
 
-from lightning_atlas.networks.detection.matching import NOTHING, Matcher
+from lightning_atlas.networks.detection.matching import NOTHING, Anchors, Corners, Matcher
 
-Corners = Float[Tensor, "boxes corners"]
-Anchors = Float[Tensor, "anchors corners"]
 Numbers = Integer[Tensor, " asked"]
 
 

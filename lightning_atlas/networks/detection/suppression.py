@@ -8,14 +8,18 @@ Corners = Float[Tensor, "boxes corners"]
 Scores = Float[Tensor, " boxes"]
 Classes = Integer[Tensor, " boxes"]
 
+BLOCK = 2048
+"""Boxes that are asked at once: the windows of a large scan, mirrored, find a hundred thousand, of which few are kept.
+"""
+
 
 def suppressed(
     corners: Corners, scores: Scores, classes: Classes, overlap: float, most: int | None = None
 ) -> Integer[Tensor, " kept"]:
     """Return the numbers of the boxes that no better one of their class overlaps too much, best first.
 
-    The boxes are those of MONAI's `batched_nms`, which asks one box after the other; here all are asked at once, until
-    nothing changes any more: a few steps in place of hundreds, each of which a GPU would be waited for.
+    The boxes are those of MONAI's `batched_nms`, which asks one box after the other; here `BLOCK` are asked at once,
+    until nothing changes any more: a few steps in place of hundreds, each of which a GPU would be waited for.
 
     Args:
         corners: In two or three dimensions: the low corners, then the high ones.
@@ -25,22 +29,33 @@ def suppressed(
         most: How many are kept; all where not given.
     """
     order = scores.argsort(descending=True, stable=True)
-    over = _overlapping(corners[order], overlap) & (classes[order][:, None] == classes[order])
-    over = over.triu(1).to(torch.float32)
-    kept = torch.ones(len(order), device=over.device)
-    while not torch.equal(kept, after := (kept @ over == 0).to(torch.float32)):
-        kept = after
-    return order[kept.bool()][:most]
+    found = order[:0]
+    for block in order.split(BLOCK):
+        if len(found):
+            block = block[~_overlapping(corners, classes, found, block, overlap).any(dim=0)]
+        over = _overlapping(corners, classes, block, block, overlap).triu(1).to(torch.float32)
+        kept = torch.ones(len(block), device=over.device)
+        while not torch.equal(kept, after := (kept @ over == 0).to(torch.float32)):
+            kept = after
+        found = torch.cat([found, block[kept.bool()]])[:most]
+        if len(found) == most:
+            break
+    return found
 
 
-def _overlapping(corners: Corners, overlap: float) -> Bool[Tensor, "boxes boxes"]:
+def _overlapping(
+    corners: Corners, classes: Classes, some: Integer[Tensor, " some"], others: Integer[Tensor, " others"], least: float
+) -> Bool[Tensor, "some others"]:
+    """Return which of some boxes overlap which others of their class by more than `least`."""
     # Axis after axis: MONAI's `box_iou` holds all axes of all pairs at once.
-    low, high = corners.float().chunk(2, dim=1)
-    shared = torch.ones(len(corners), len(corners), device=corners.device)
-    for start, end in zip(low.unbind(1), high.unbind(1), strict=True):
-        shared *= (torch.minimum(end[:, None], end) - torch.maximum(start[:, None], start)).clamp(min=0.0)
-    sizes = (high - low).prod(dim=1)
-    return shared > overlap * (sizes[:, None] + sizes - shared)
+    low, high = corners[some].float().chunk(2, dim=1)
+    other_low, other_high = corners[others].float().chunk(2, dim=1)
+    shared = torch.ones(len(some), len(others), device=corners.device)
+    for axis in range(low.shape[1]):
+        end = torch.minimum(high[:, axis, None], other_high[:, axis])
+        shared *= (end - torch.maximum(low[:, axis, None], other_low[:, axis])).clamp(min=0.0)
+    sizes = (high - low).prod(dim=1)[:, None] + (other_high - other_low).prod(dim=1)
+    return (shared > least * (sizes - shared)) & (classes[some][:, None] == classes[others])
 
 
 def clipped(corners: Corners, sides: tuple[int, ...]) -> Corners:
@@ -58,7 +73,7 @@ class BoxSelection:
     """Which candidates are kept as found.
 
     Args:
-        least_score: Candidates below it are dropped.
+        least_score: Candidates whose score is not above it are dropped.
         candidates: How many are kept of each level before suppression, the best.
         overlap: Intersection over union above which the candidate with the lower score is suppressed.
         most: How many boxes an image has at most.

@@ -1,5 +1,6 @@
 import json
 import tracemalloc
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,7 @@ def plane(number):
     return (32768 + 10 * number + np.arange(SIDES[0])[None] + np.zeros((SIDES[1], 1))).astype(np.uint16)
 
 
-def written(folder, lines, numbers=range(100, 121), series="000001_01_01", inner="Images_png"):
+def written(folder, lines, numbers: Iterable[int] = range(100, 121), series="000001_01_01", inner="Images_png"):
     (folder / inner / series).mkdir(parents=True, exist_ok=True)
     for number in numbers:
         Image.fromarray(plane(number)).save(folder / inner / series / f"{number:03d}.png")
@@ -59,7 +60,9 @@ def test_the_ends_of_a_volume_repeat_the_nearest_slice(tmp_path):
     (case,) = read_layout(tmp_path).cases
     values = read_channels(case).data[0, 0, 0]
     assert np.allclose(values, [1070, 1070, 1075, 1087.5, 1100, 1110, 1110, 1110, 1110], atol=1e-3)
-    assert [file.name for file in case.slab.files(case.image)] == [f"{number}.png" for number in range(107, 112)]
+    assert case.slab is not None
+    files = case.slab.files(case.channels["image"])
+    assert [file.name for file in files] == [f"{number}.png" for number in range(107, 112)]
 
 
 @pytest.mark.parametrize("interval", [float("nan"), 0.0, -1.0])

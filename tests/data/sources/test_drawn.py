@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -27,7 +29,8 @@ def test_the_same_pictures_come_again_and_others_of_another_seed():
 
 @pytest.mark.parametrize("boxes", [True, False])
 def test_it_stands_in_for_photographs(boxes):
-    data = PictureDataModule(DrawnPictures(), boxes=boxes, augment=[ColoursToSlices()], batch_size=4)
+    slices: Any = [ColoursToSlices()]
+    data = PictureDataModule(DrawnPictures(), boxes=boxes, augment=slices, evaluate=slices, batch_size=4)
     batch = next(iter(data.train_dataloader()))
     assert batch["image"].shape == (4, 1, 96, 64, 3)
     assert data.contract.classes == ("disc", "square")

@@ -53,6 +53,13 @@ def test_the_published_division_is_there_and_its_leak_is_told(lidc):
     assert splits == ["train", "train", "test", "train"]
 
 
+def test_the_leak_is_counted_among_the_crops_that_are_here(lidc):
+    (lidc / "nodule" / "lidc2_1.npz").unlink()
+    division = ",train,test\n0,lidc1_1.npz,lidc2_2.npz\n1,lidc2_1.npz,lidc8_1.npz\n"
+    (lidc / "train_test_split.csv").write_text(division, encoding="utf-8")
+    assert any("leaks: 0 of the 1 patients" in note for note in read_layout(lidc, "lidc_by_nodule").notes)
+
+
 def test_a_crop_without_an_opinion_and_a_table_without_a_column_are_told(lidc):
     np.savez(lidc / "nodule" / "lidc9_1.npz", voxel=np.zeros((2, 2, 2), np.uint8))
     assert "has no line in" in str(read_layout(lidc).defects[0])

@@ -55,6 +55,12 @@ def test_smooth_l1_is_the_mean_over_the_boxes_of_the_sum_over_the_corners():
     torch.testing.assert_close(loss.of_boxes(torch.zeros(3, 6), ANCHORS, matched, BOXES, CODER), expected)
 
 
+@pytest.mark.parametrize("settings", [{"positive_share": 0.0}, {"positive_share": 1.5}, {"samples": 0}])
+def test_settings_by_which_nothing_is_learned_are_refused(settings):
+    with pytest.raises(ValueError, match="AnchorLoss"):
+        AnchorLoss(**settings)
+
+
 def test_without_a_box_the_boxes_cost_nothing_and_still_have_a_gradient():
     deltas = torch.randn(3, 6, requires_grad=True)
     cost = AnchorLoss().of_boxes(deltas, ANCHORS, torch.full((3,), NOTHING), BOXES[:0], CODER)

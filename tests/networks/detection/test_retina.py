@@ -8,8 +8,9 @@ from monai.data.box_utils import box_pair_giou
 from lightning_atlas.contract import Contract
 from lightning_atlas.intake import load_weights
 from lightning_atlas.intake.weights import SourceWeights
-from lightning_atlas.networks import R3D, AnchorLoss, BoxSelection, RetinaDetector, SegResNet, UNet, UniMiSS
+from lightning_atlas.networks import R3D, AnchorLoss, BoxSelection, ResUNet, RetinaDetector, SegResNet, UNet, UniMiSS
 from lightning_atlas.networks.base import check_stages
+from lightning_atlas.networks.depth import DepthPolicy
 from lightning_atlas.networks.detection.retina import by_anchor
 from lightning_atlas.types import Boxes
 
@@ -161,6 +162,11 @@ def test_grids_of_an_encoder_that_keeps_its_slices_are_anisotropic():
     answer = network(torch.zeros(1, 1, 64, 32, 3))
     assert [len(each) for each in answer.anchors] == [16 * 8 * 3, 8 * 4 * 3, 4 * 2 * 3, 2 * 1 * 3]
     assert answer.anchors[0][1].tolist() == [-6.0, -6.0, -6.5, 10.0, 10.0, 9.5]
+
+
+def test_of_a_network_that_decodes_a_pyramid_the_pyramid_is_taken():
+    pyramid = R3D(features=2, depth_policy=DepthPolicy(strides="stride"))
+    assert RetinaDetector(ResUNet(pyramid), features=8).backbone is pyramid
 
 
 def test_what_does_not_fit_is_refused():

@@ -21,6 +21,14 @@ def test_what_is_kept_is_what_monai_keeps(axes, overlap):
         assert kept.tolist() == theirs.tolist()
 
 
+@pytest.mark.parametrize("most", [None, 4, 30])
+def test_many_boxes_are_asked_in_blocks_without_a_difference(most, monkeypatch):
+    monkeypatch.setattr("lightning_atlas.networks.detection.suppression.BLOCK", 16)
+    for seed in range(5):
+        given = candidates(150, 3, seed)
+        assert suppressed(*given, 0.2, most).tolist() == batched_nms(*given, 0.2).tolist()[:most]
+
+
 def test_a_box_that_is_suppressed_suppresses_none():
     row = torch.tensor([[0.0, 0.0, 10.0, 1.0], [4.0, 0.0, 14.0, 1.0], [8.0, 0.0, 18.0, 1.0]])
     scores = torch.tensor([0.9, 0.8, 0.7])

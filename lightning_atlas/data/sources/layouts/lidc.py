@@ -65,18 +65,15 @@ def read_lidc_by_nodule(path: Path) -> LayoutResult:
     """
     result = read_lidc(path)
     splits = _division(path / DIVISION)
-    real = {case.subject: case.patient for case in result.cases}
-    both = {real.get(name) for name, split in splits.items() if split == "train"}
-    testing = {real.get(name) for name, split in splits.items() if split == "test"}
+    divided = [case for case in result.cases if case.subject in splits]
+    training, testing = (
+        {case.patient for case in divided if splits[case.subject] == split} for split in ("train", "test")
+    )
     result.layout = "lidc_by_nodule"
-    result.cases = [
-        replace(case, split=splits[case.subject], patient=None, fold=None)
-        for case in result.cases
-        if case.subject in splits
-    ]
+    result.cases = [replace(case, split=splits[case.subject], patient=None, fold=None) for case in divided]
     result.notes.append(
-        f"{DIVISION} leaks: {len(both & testing)} of the {len(testing)} patients in its test column are in train too; "
-        "its scores compare with published ones and say little of new patients (layout: lidc divides by patient)"
+        f"{DIVISION} leaks: {len(training & testing)} of the {len(testing)} patients in its test column are in train "
+        "too; its scores compare with published ones and say little of new patients (layout: lidc divides by patient)"
     )
     return result
 
