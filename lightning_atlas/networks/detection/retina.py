@@ -135,6 +135,7 @@ class RetinaDetector(Detector):
                 reductions[level],
                 [[side * most / coarsest[0] for side in sides] for sides in self.shapes],
                 image.device,
+                image.shape[2:],
             )
             for each, level, most in zip(maps, self.levels, coarsest, strict=True)
         ]

@@ -48,6 +48,15 @@ def test_it_learns_to_find_two_boxes_of_two_classes(options):
         assert float(box_pair_giou(found.corners[:1], wanted.corners)[0]) > 0.5
 
 
+def test_anchors_lie_about_the_middle_of_slices_that_pools_have_merged():
+    pooled = DepthPolicy(pools={1: "halve", 2: "halve", 3: "merge"})
+    network = RetinaDetector(R3D(features=4, depth_policy=pooled), 1, features=16).eval()
+    answer = network(torch.zeros(1, 1, 32, 32, 9))
+    middles = [(each[:, 2] + each[:, 5]).div(2).unique().tolist() for each in answer.anchors]
+    assert middles[-1] == [4.5]  # nine slices were halved to 5 and 3, and these merged to the middle one
+    assert middles[0] == [1.0, 3.0, 5.0, 7.0, 9.0]
+
+
 def test_an_image_without_boxes_is_learned_from_and_every_parameter_gets_a_gradient():
     network = built()
     image, empty = torch.randn(1, 1, 16, 16, 16), Boxes(torch.zeros(0, 6), torch.zeros(0, dtype=torch.long))
