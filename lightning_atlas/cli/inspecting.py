@@ -39,9 +39,7 @@ def run_inspect(words: Sequence[str]) -> None:
 
         run_rank(words)
         return
-    options, changes = inspect_parser().parse_known_args(list(words))
-    if foreign := [word for word in changes if word.startswith("-") and "." not in word]:
-        inspect_parser().error(f"unrecognized arguments: {foreign[0]}")
+    options, changes = inspect_parser().read_with_changes(words)
     _check(options, changes)
     configs = [find_recipe(word) for word in options.config]
     if options.weights is None:

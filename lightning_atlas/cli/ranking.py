@@ -62,10 +62,7 @@ def run_rank(words: Sequence[str]) -> None:
     Raises:
         CommandError: Weights cannot be read or do not fit a network, or the recipe has no labelled cases to look at.
     """
-    parser = rank_parser()
-    options, changes = parser.parse_known_args(list(words))
-    if foreign := [word for word in changes if word.startswith("-") and "." not in word]:
-        parser.error(f"unrecognized arguments: {foreign[0]}")
+    options, changes = rank_parser().read_with_changes(words)
     if len(set(options.rank)) < 2:
         raise CommandError(f"--rank orders two weights at least, found {' '.join(options.rank)}; write `{FORM}`")
     if options.voxels < 1 or options.cases < 1:

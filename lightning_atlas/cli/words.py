@@ -2,10 +2,14 @@
 
 import argparse
 import re
+from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
 from lightning_atlas.cli.recipes import CommandError
+
+_KEY = re.compile(r"--\w+(\.\w+)+\+?")
+"""A key of a recipe, without a value."""
 
 
 class Words(argparse.ArgumentParser):
@@ -20,6 +24,23 @@ class Words(argparse.ArgumentParser):
     def __init__(self, verb: str, form: str, **kwargs: Any) -> None:
         super().__init__(prog=f"lightning-atlas {verb}", allow_abbrev=False, **kwargs)
         self.verb, self.form = verb, form
+
+    def read_with_changes(self, words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+        """Return the options, and the words that change keys of a recipe (`--model.weights FILE`), each in one word.
+
+        Raises:
+            CommandError: An option is unknown.
+        """
+        joined: list[str] = []
+        for word in words:
+            if joined and _KEY.fullmatch(joined[-1]) and not word.startswith("--"):
+                joined[-1] = f"{joined[-1]}={word}"  # else the value would be taken for a word of the verb's own
+            else:
+                joined.append(word)
+        options, changes = self.parse_known_args(joined)
+        if foreign := [word for word in changes if word.startswith("-") and "." not in word]:
+            self.error(f"unrecognized arguments: {foreign[0]}")
+        return options, changes
 
     def error(self, message: str) -> NoReturn:
         """Raise what the command line prints, with the nearest option that there is."""

@@ -198,7 +198,7 @@ def test_the_picture_shows_the_rates_and_a_recipe_needs_no_weights_beside_its_ow
     ) + [True]
     assert matplotlib.image.imread(picture)[..., :3].std() > 0.05
     code, out, _ = inspect(
-        *words[:2], "--trainer.max_steps=3", "--model.network=UNet", "--model.network.features=[2,4]"
+        *words[:2], "--trainer.max_steps", "3", "--model.network", "UNet", "--model.network.features=[2,4]"
     )
     assert (code, "the recipe starts from scratch" in out, "yes, fresh" in out) == (0, True, True)
 
