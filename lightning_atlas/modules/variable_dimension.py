@@ -102,7 +102,8 @@ class VariableDimensionPretraining(AtlasModule):
                 part = local(kernel)
                 part.copy_(filled(part, self.taps.seen[name], self.untrained_taps))
         self.print("\n".join(told(found, ratios, self.untrained_taps)))
-        log_dir = self.trainer.log_dir  # asks all processes
+        # without a logger a run has no folder of its own; the question goes to all processes
+        log_dir = self.trainer.log_dir if self.trainer.loggers else None
         if log_dir is not None and self.trainer.is_global_zero:
             table = {"steps": self.trainer.global_step, "filled": self.untrained_taps}
             path = Path(log_dir, "taps.json")

@@ -7,6 +7,7 @@ from typing import Any, cast
 import lightning
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchio.transforms import RandomFlip
@@ -89,7 +90,7 @@ def test_the_outer_planes_of_a_tall_stem_are_measured_told_and_kept(tmp_path, ca
     model = module()
     stem = model.network.get_parameter("backbone.conv1.weight")
     before = stem.detach().clone()
-    trainer = fit(model, folder=tmp_path)
+    trainer = fit(model, folder=tmp_path, logger=CSVLogger(tmp_path, name="", version=""))
     (found,) = model.taps.untrained()
     assert found.kernel == "backbone.conv1.weight"
     assert found.planes == {"k": [0, 6]}

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import lightning
 import torch
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.utils.data import DataLoader, Dataset
 
@@ -44,7 +45,7 @@ def main(strategy: str, folder: Path) -> None:
     optimizer = partial(torch.optim.SGD, lr=1e-2)
     module = VariableDimensionPretraining(network, Classification(), optimizer, untrained_taps="zero")
     sharded = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1, save_distributed_checkpoint=False)
-    quiet: Any = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    quiet: Any = {"enable_checkpointing": False, "enable_progress_bar": False}
     trainer = lightning.Trainer(
         accelerator="cpu",
         devices=2 if strategy == "fsdp" else 1,
@@ -52,7 +53,7 @@ def main(strategy: str, folder: Path) -> None:
         max_epochs=1,
         use_distributed_sampler=False,
         enable_model_summary=False,
-        default_root_dir=folder / strategy,
+        logger=CSVLogger(folder / strategy, name="", version=""),
         **quiet,
     )
     trainer.fit(module, datamodule=Pictures())
