@@ -210,7 +210,8 @@ def perform_all(runs: Sequence[Run], folder: Path, processes: int) -> list[dict[
         for number, done in enumerate(as_completed({pool.submit(_keep, run, folder) for run in wanted}), start=1):
             result = done.result()
             told = f"{result['arm']}, {result['share']} %, seed {result['seed']}, rate {result['rate']:.0e}"
-            print(f"{number} of {len(wanted)}: {told}: {result['held-out planes']:.3f} ({result['seconds']:.0f} s)")
+            took = f"{result['held-out planes']:.3f} ({result['seconds']:.0f} s)"
+            print(f"{number} of {len(wanted)}: {told}: {took}", flush=True)
     return [json.loads((folder / run.name).read_text(encoding="utf-8")) for run in runs]
 
 

@@ -84,17 +84,19 @@ def _crops(path: Path) -> list[Path]:
 
 def _division(file: Path) -> dict[str, Split]:
     columns: tuple[Split, Split] = ("train", "test")
-    rows = [row for _, row in read_rows(file)]
-    if missing := [name for name in columns if name not in rows[0]]:
-        raise ValueError(f"{file} has no column {missing[0]!r}; it has {', '.join(rows[0])}")
+    rows = _rows(file, *columns)
     return {row[name].removesuffix(ENDING): name for name in columns for row in rows if row[name]}
 
 
 def _column(file: Path, key: str, *columns: str) -> Mapping[str, tuple[str, ...]]:
+    return {row[key]: tuple(row[name] for name in columns) for row in _rows(file, key, *columns)}
+
+
+def _rows(file: Path, *columns: str) -> list[dict[str, str]]:
     rows = [row for _, row in read_rows(file)]
-    if missing := [name for name in (key, *columns) if name not in rows[0]]:
+    if missing := [name for name in columns if name not in rows[0]]:
         raise ValueError(f"{file} has no column {missing[0]!r}; it has {', '.join(rows[0])}")
-    return {row[key]: tuple(row[name] for name in columns) for row in rows}
+    return rows
 
 
 LIDC = Layout("lidc", f"{CROPS}/NAME.npz and {OPINIONS.as_posix()}", is_lidc, read_lidc)
