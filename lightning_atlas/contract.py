@@ -98,8 +98,8 @@ NEVER = {
 }
 """Keys of which no difference can be meant, and why."""
 MAY_DIFFER = tuple(key for key in COMPARED if key not in NEVER)
-"""Keys that `allow` takes. Channels may have other names; several may stand where the weights know one: its kernels are
-then repeated."""
+"""Keys that `allow` takes. Channels may stand in another order, and go by the names that both sides have; they may have
+other names; and several may stand where the weights know one: its kernels are then repeated."""
 SEEN = ("seen_spacing_mm", "seen_extent_mm", "seen_intensities")
 """Keys of what training saw."""
 PREPROCESSED = ("orientation", "spacing_mm", "normalization", "window", "range")

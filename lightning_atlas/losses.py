@@ -234,11 +234,12 @@ def _sum_rows(
 ) -> tuple[Tensor, ...]:
     """Sum ones and what is made of each piece, its surprises and probabilities, over the voxels of each row."""
     batch, outputs = logits.shape[:2]
-    sums = [torch.zeros(batch, rows, size, device=logits.device) for size in (1, surprises, outputs)]
+    known = {"device": logits.device, "dtype": torch.float32}  # the default may be half of it
+    sums = [torch.zeros(batch, rows, size, **known) for size in (1, surprises, outputs)]
     with torch.autocast(logits.device.type, enabled=False):
         for case, piece in _pieces(logits):
             row = label[case, piece].long()
-            there = torch.zeros(rows, len(row), device=row.device).scatter_(0, row.unsqueeze(0), 1.0)
+            there = torch.zeros(rows, len(row), **known).scatter_(0, row.unsqueeze(0), 1.0)
             values = of_piece(case, logits[case, :, piece].float(), row)
             parts = (there.sum(1, keepdim=True), *(there @ each.mT for each in values))
             for total, part in zip(sums, parts, strict=True):

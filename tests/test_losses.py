@@ -165,6 +165,19 @@ def test_gradients_are_exactly_zero_where_nobody_drew(of, outputs: int):
             assert (gradient[~unknown] != 0).any()
 
 
+@KINDS
+def test_losses_are_in_single_precision_where_the_default_is_half_of_it(of, outputs: int):
+    logits, label = random_logits(2, outputs, 4, 5, 6), random_labels(2, 4, 5, 6)
+    expected = of(logits.bfloat16(), label)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found = of(logits.bfloat16(), label)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {name: each.dtype for name, each in found.items()} == dict.fromkeys(expected, torch.float32)
+    assert all(torch.equal(each, expected[name]) for name, each in found.items())
+
+
 def test_with_sigmoid_the_gradient_of_an_undrawn_class_is_exactly_zero():
     label, logits = random_labels(3, 4, 4, 4), random_logits(3, CLASSES, 4, 4, 4)
     drawn = DRAWN[label.long()].movedim(-1, 1)

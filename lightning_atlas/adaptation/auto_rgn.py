@@ -8,21 +8,23 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from lightning_atlas.adaptation.base import Adaptation
-from lightning_atlas.adaptation.catalogue import NORMS
+from lightning_atlas.adaptation.catalogue import norm_parameters, stage_norms
 from lightning_atlas.adaptation.shards import whole
-from lightning_atlas.networks.base import Network, Stage, stage_modules, stage_parameters
+from lightning_atlas.networks.base import Network, Stage, stage_parameters
 
 
 class AutoRGN(Adaptation):
     """Give each tensor a share of the rate: its relative gradient norm, divided by the largest.
 
     |gradient| / |weights| is averaged over the first batches of each epoch; the shares hold from then on. A resumed run
-    has them from its checkpoint. Normalisation layers of the source stand still, and are not measured.
+    has them from its checkpoint. Normalisation layers of the source stand still, running statistics included, and are
+    not measured.
 
     Source: Lee et al. 2023, *Surgical Fine-Tuning Improves Adaptation to Distribution Shifts*, and its code: 5 batches,
     normalisation left out.
     Differs: those batches are trained on too, in the first epoch at the full rate; the optimizer keeps its state;
-    stages that no checkpoint gave have the full rate and are not measured: their gradients tell nothing of the source.
+    stages that no checkpoint gave have the full rate and are not measured: their gradients tell nothing of the source;
+    batch norm of the source normalises by its running statistics, where the code goes by the batch and they follow.
 
     Args:
         batches: Optimizer steps of each epoch that are measured.
@@ -38,13 +40,15 @@ class AutoRGN(Adaptation):
 
     def holds(self, network: Network, fresh: Collection[str]) -> set[str]:
         """Return the normalisation layers' parameters, but those of fresh stages."""
-        held: set[str] = set()
+        given = [stage for stage in network.stages() if stage.name not in fresh]
+        return {name for stage in given for name in norm_parameters(network, stage)}
+
+    def set_modes(self, network: Network, fresh: Collection[str]) -> None:
+        """Put these layers in evaluation mode."""
         for stage in network.stages():
-            norms = [module for module in stage_modules(network, stage) if isinstance(module, NORMS)]
-            ids = {id(parameter) for module in norms for parameter in module.parameters()}
-            names = {name for name, parameter in stage_parameters(network, stage).items() if id(parameter) in ids}
-            held |= set() if stage.name in fresh else names
-        return held
+            if stage.name not in fresh:
+                for norm in stage_norms(network, stage):
+                    norm.eval()
 
     def factor(self, name: str) -> float:
         """Return a tensor's share; 1 where it was not measured."""

@@ -20,6 +20,8 @@ class Adaptation:
     """The module keeps the values that the source weights gave, as `anchor`, also where a run resumes."""
     replaces_weight_decay: ClassVar[bool] = False
     """The optimizer's weight decay is 0."""
+    whole_course: ClassVar[bool] = False
+    """It is the whole course of the rate, by which a schedule would be multiplied."""
     per_tensor: ClassVar[bool] = False
     """Each tensor has a rate of its own, as `factor` says; otherwise each stage has one."""
 

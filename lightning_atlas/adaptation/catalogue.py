@@ -9,13 +9,17 @@ from torch import nn
 
 from lightning_atlas.adaptation.base import Adaptation
 from lightning_atlas.networks.base import Network, Stage, stage_modules, stage_parameters
+from lightning_atlas.networks.genesis_unet import BatchStatisticsNorm
 
 NORMS = (
     *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
     *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
     *(nn.GroupNorm, nn.LayerNorm, nn.RMSNorm),
+    BatchStatisticsNorm,
 )
-"""Layers that normalise: batch and instance norm, group norm and those of transformers."""
+"""Layers that normalise: batch and instance norm, group norm, those of transformers, and our own."""
+BIASES = ("bias", "in_proj_bias")
+"""What layers call their biases; the second is `nn.MultiheadAttention`'s of queries, keys and values."""
 LOWEST = 1e-2
 """A multiplier below this hardly lets a stage move."""
 
@@ -135,6 +139,17 @@ def _place(name: str, names: Sequence[str]) -> int:
     return names.index(name)
 
 
+def stage_norms(network: Network, stage: Stage) -> list[nn.Module]:
+    """Return the layers of a stage that normalise."""
+    return [module for module in stage_modules(network, stage) if isinstance(module, NORMS)]
+
+
+def norm_parameters(network: Network, stage: Stage) -> set[str]:
+    """Return the names of their parameters."""
+    own = {id(parameter) for module in stage_norms(network, stage) for parameter in module.parameters()}
+    return {name for name, parameter in stage_parameters(network, stage).items() if id(parameter) in own}
+
+
 class _Selected(Adaptation):
     """Moves some tensors of the stages that weights gave, and all of the head and of fresh stages."""
 
@@ -166,10 +181,7 @@ class NormOnly(_Selected):
     """
 
     def _chosen(self, network: Network, stage: Stage) -> set[str]:
-        norms = {
-            id(p) for module in stage_modules(network, stage) if isinstance(module, NORMS) for p in module.parameters()
-        }
-        return {name for name, parameter in stage_parameters(network, stage).items() if id(parameter) in norms}
+        return norm_parameters(network, stage)
 
     def set_modes(self, network: Network, fresh: Collection[str]) -> None:
         """Put all of the stages that weights gave in evaluation mode, but for the layers that normalise."""
@@ -187,7 +199,7 @@ class BiasOnly(_Selected):
     """
 
     def _chosen(self, network: Network, stage: Stage) -> set[str]:
-        return {name for name in stage_parameters(network, stage) if name.rpartition(".")[2] == "bias"}
+        return {name for name in stage_parameters(network, stage) if name.rpartition(".")[2] in BIASES}
 
     def set_modes(self, network: Network, fresh: Collection[str]) -> None:
         """Put the stages that weights gave in evaluation mode."""

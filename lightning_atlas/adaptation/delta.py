@@ -13,6 +13,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, distributed, nn
 
 from lightning_atlas.adaptation.base import Adaptation
+from lightning_atlas.adaptation.lora import source_name
+from lightning_atlas.adaptation.phases import resting_steps
 from lightning_atlas.adaptation.shards import whole
 from lightning_atlas.networks.base import Encoding, Network, Stage, stage_tensors, without_context
 from lightning_atlas.types import Image
@@ -131,7 +133,7 @@ class Watching(Callback):
         """Watch the stages that weights gave, the head apart."""
         module, adaptation = _module(pl_module), self.adaptation
         if adaptation.source is not None:
-            adaptation.source.to(module.device)
+            adaptation.source.to(module.device, module.dtype)
         adaptation.attention = {name: each.to(module.device) for name, each in adaptation.attention.items()}
         names = _compared(module.network.stages(), module.fresh)
         self._handles, self._unseen = watch(module.network, names, self._see), set(names)
@@ -139,7 +141,7 @@ class Watching(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Measure on this batch, if it is the turn of one."""
         module, adaptation = _module(pl_module), self.adaptation
-        first = round(adaptation.attention_after * module.total_steps)
+        first = resting_steps(adaptation.attention_after, module.total_steps)
         if self.measured >= adaptation.attention_batches or trainer.global_step < first or adaptation.source is None:
             return
         self._give_fresh_stages(module, adaptation.source)
@@ -196,8 +198,9 @@ class Watching(Callback):
             if stage.name not in kept:
                 theirs = stage_tensors(source, copied)
                 for name, tensor in stage_tensors(module.network, stage).items():
-                    if name in theirs:  # a later adaptation may have added some
-                        theirs[name].copy_(whole(tensor))
+                    # A later LoRA has given weights another name, and updates that rest at 0 in these stages.
+                    if (known := name if name in theirs else source_name(name)) in theirs:
+                        theirs[known].copy_(whole(tensor))
 
 
 def loss_increases(

@@ -4,6 +4,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
@@ -15,6 +16,8 @@ from lightning_atlas.adaptation.statistics import reestimate_statistics, statist
 
 RAW = "raw_weights"
 """Where a checkpoint keeps the weights that training goes on from."""
+AVERAGE = "average_weights"
+"""Where it keeps the average of weights whose own precision would round it."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,8 @@ class EMA(Adaptation):
 
     Validation, test, the checkpoint's `state_dict` and the network after the fit have the average; training goes on
     from the weights themselves, which a checkpoint keeps beside, so that a run resumes exactly. Running statistics of
-    the average are estimated anew, from the last training patches.
+    the average are estimated anew, from the last training patches. The average of weights of half precision is kept in
+    single precision, since at a decay of 0.999 it would hardly move in theirs.
 
     Source: Polyak & Juditsky 1992; 0.999 as in Lightning's `EMAWeightAveraging`. The decay of step t is at most
     (1 + t) / (10 + t), as in TensorFlow's `ExponentialMovingAverage`, so that short runs forget their start too.
@@ -67,6 +71,7 @@ class Averaging(Callback):
         self.statistics: dict[str, Tensor] = {}
         self.averaged_steps = 0
         self._restored: dict[str, Tensor] | None = None
+        self._restored_average: dict[str, Tensor] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin the average with the weights, or go on with what a checkpoint has of both.
@@ -80,7 +85,7 @@ class Averaging(Callback):
             )
         network: Any = pl_module.network
         self.moving = {name: each for name, each in network.named_parameters() if each.requires_grad}
-        self.average = {name: each.detach().clone() for name, each in self.moving.items()}
+        self.average = {name: _precise(each.detach().clone()) for name, each in self.moving.items()}
         self.averaged_steps = trainer.global_step
         if self._restored is not None:
             tensors = self._tensors(pl_module)
@@ -89,7 +94,10 @@ class Averaging(Callback):
                     if name not in self.average:
                         self.statistics[name] = tensors[name].clone()
                     local(tensors[name]).copy_(local_part(value, tensors[name]))
-            self._restored = None
+            for name, value in self._restored_average.items():
+                if name in self.average:
+                    local(self.average[name]).copy_(local_part(value, self.average[name]))
+            self._restored, self._restored_average = None, {}
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Keep the patches, where running statistics will be estimated from them."""
@@ -110,25 +118,27 @@ class Averaging(Callback):
         self.averaged_steps = trainer.global_step
         self.statistics = {}
         average = get_ema_multi_avg_fn(min(self.decay, (1 + trainer.global_step) / (10 + trainer.global_step)))
-        kept, now = ([local(each) for each in of.values()] for of in (self.average, self.moving))
+        kept, now = ([_precise(local(each)) for each in of.values()] for of in (self.average, self.moving))
         average(kept, now, self.averaged_steps)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the average in its place."""
-        if self.average:
+        if self.average and _fits(trainer):
             self._enter(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the weights back."""
-        self._leave(pl_module)
+        """Put the weights back, unless the fit is over."""
+        if _fits(trainer):
+            self._leave(pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the average in the network."""
         self._enter(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Put the weights back."""
-        self._leave(pl_module)
+        """Put the weights back, unless the fit is over."""
+        if _fits(trainer):
+            self._leave(pl_module)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Write the average as the weights, and the weights beside."""
@@ -142,12 +152,15 @@ class Averaging(Callback):
             if f"network.{name}" in checkpoint["state_dict"]:  # only the first process has it under FSDP2
                 checkpoint["state_dict"][f"network.{name}"] = value
         checkpoint[RAW] = raw
+        rounded = {name: each for name, each in self.average.items() if each.dtype != self.moving[name].dtype}
+        if rounded:
+            checkpoint[AVERAGE] = {name: whole(each).cpu().clone() for name, each in rounded.items()}
         if not inside:
             self._leave(pl_module)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep the weights until the network has its own tensors back."""
-        self._restored = checkpoint.get(RAW)
+        self._restored, self._restored_average = checkpoint.get(RAW), checkpoint.get(AVERAGE, {})
 
     def _tensors(self, pl_module: LightningModule) -> dict[str, Tensor]:
         """Return what moves and the running statistics, as they lie in the network."""
@@ -180,6 +193,14 @@ class Averaging(Callback):
         for name, value in self.raw.items():
             local(tensors[name]).copy_(local(value))
         self.raw = {}
+
+
+def _fits(trainer: Trainer) -> bool:
+    return trainer.state.fn == "fit"
+
+
+def _precise(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _own(layer: nn.Module) -> list[tuple[str, Tensor]]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import lightning
 import torch
 from torch import nn
 from torch.optim import Optimizer
@@ -63,6 +64,17 @@ class FollowingRates(LRScheduler):
         given = dict(state_dict)
         self.stand_in.load_state_dict(given.pop("stand_in"))
         self.__dict__.update(given)
+
+
+class Metrics(lightning.Callback):
+    """Tells a schedule that waits for a metric, before checkpoints are written: modules hear of a validation later."""
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Tell it."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            for each in trainer.lr_scheduler_configs:
+                if isinstance(each.scheduler, FollowingRates):
+                    each.scheduler.see(trainer.callback_metrics)
 
 
 class StandIn:

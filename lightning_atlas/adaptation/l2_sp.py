@@ -21,7 +21,7 @@ class L2SP(Adaptation):
     """Draw weights that were given towards their source values, and fresh ones towards zero.
 
     The penalty is alpha / 2 * |w - w0|^2 of what the source weights gave and beta / 2 * |w|^2 of all else; it takes the
-    place of the optimizer's weight decay.
+    place of the optimizer's weight decay. The matrices of LoRA count as fresh.
 
     Source: Li et al. 2018, *Explicit Inductive Bias for Transfer Learning with Convolutional Networks*; 0.01 for both
     as in the examples of tllib (SGD, learning rate 0.01).

@@ -10,7 +10,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from lightning_atlas.adaptation.base import Adaptation
 from lightning_atlas.networks.base import Network, Stage, stage_modules, stage_parameters
-from lightning_atlas.networks.low_rank import LAYERS, LowRank, low_rank_updates
+from lightning_atlas.networks.low_rank import LAYERS, NAMES, LowRank, low_rank_updates
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,29 @@ class LoRA(Adaptation):
                     f"{len(there)}, such as {', '.join(near)}"
                 )
         return [each for name, each in there.items() if any(fnmatchcase(name, one) for one in patterns)]
+
+
+def source_name(name: str) -> str | None:
+    """Return what weights from elsewhere call a parameter; `None` for a part of an update, which none of them has.
+
+    Args:
+        name: In a network whose layers may have low-rank updates.
+    """
+    found = NAMES.fullmatch(name)
+    if found is None:
+        return name
+    return f"{found['layer']}weight" if found["part"] == "original" else None
+
+
+def is_given(name: str, fresh_names: Collection[str]) -> bool:
+    """Return whether source weights gave a parameter.
+
+    Args:
+        name: As for `source_name`.
+        fresh_names: Of the parameters that they did not give, as before any update was made.
+    """
+    source = source_name(name)
+    return source is not None and source not in fresh_names
 
 
 def _moves_whole(stage: Stage, fresh: Collection[str]) -> bool:

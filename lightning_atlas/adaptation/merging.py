@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
@@ -141,7 +141,12 @@ def check_alike(states: Mapping[str, State]) -> None:
 
 
 def source_state(
-    network: Network, source: SourceWeights, classes: Sequence[str] = (), adapters: Sequence[Adapter] = ()
+    network: Network,
+    source: SourceWeights,
+    classes: Sequence[str] = (),
+    adapters: Sequence[Adapter] = (),
+    head: Literal["by_name", "fresh"] = "by_name",
+    channels: Sequence[str] = (),
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Return what the source weights make of a network; what they do not give, it keeps.
 
@@ -152,12 +157,16 @@ def source_state(
         source: As read.
         classes: Of the network's outputs.
         adapters: As in `load_weights`.
+        channels: Likewise.
+        head: As in `load_weights`.
 
     Returns:
         The whole state, and the names of the tensors that the source did not give, or not whole.
     """
     tuned = {name: each.clone() for name, each in network.state_dict().items()}
-    fresh = load_weights(network, source, classes, required_share=0.0, adapters=adapters).fresh_names
+    fresh = load_weights(
+        network, source, classes, required_share=0.0, adapters=adapters, head=head, channels=channels
+    ).fresh_names
     new = fresh_stages(network, fresh)
     heads = [stage for stage in network.stages() if stage.part == "head" and stage.name in new]
     kept = fresh.union(*(stage_tensors(network, stage) for stage in heads))

@@ -8,15 +8,16 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from lightning_atlas.adaptation.base import Adaptation, combined
+from lightning_atlas.adaptation.catalogue import LOWEST
 from lightning_atlas.adaptation.following import FollowingRates, StandIn
 from lightning_atlas.adaptation.groups import freeze, parameter_groups, parameters_of, rest, stage_table
-from lightning_atlas.adaptation.schedules import Schedule
+from lightning_atlas.adaptation.schedules import ConstantSchedule, Schedule
 from lightning_atlas.networks.base import Network
 
 Optimizing = Callable[..., Optimizer]
 Scheduling = Callable[[Optimizer], LRScheduler | ReduceLROnPlateau]
 TRACED = 200
-"""Steps at which a course of rates is told."""
+"""Steps at which a course of rates is told, besides its peaks."""
 
 
 class AdaptationPlan:
@@ -97,11 +98,11 @@ class AdaptationPlan:
     def course(
         self, optimizing: Optimizing, schedule: Schedule | Scheduling
     ) -> tuple[list[int], dict[str, list[float]]]:
-        """Return steps, among them the first and the last, and the rate of each stage at these.
+        """Return steps, among them the first, the last and each stage's peak, and the rate of each stage at these.
 
         A schedule that waits for a metric is shown as if it never acted.
         """
-        # A table and a picture ask one after the other, and a scheduler of torch goes through the whole run each time.
+        # A table and a picture ask one after the other, and each time it goes through the whole run.
         if self._course is None or self._course[0] != (optimizing, schedule):
             self._course = (optimizing, schedule), self._trace(optimizing, schedule)
         return self._course[1]
@@ -111,27 +112,54 @@ class AdaptationPlan:
     ) -> tuple[list[int], dict[str, list[float]]]:
         stand_in = StandIn(optimizing, self._scheduling(schedule))
         last = max(0, self.total_steps - 1)
-        steps = sorted({*range(0, last, max(1, last // TRACED)), last})
-        if isinstance(schedule, Schedule):  # closed form: no need to go through every step
-            scheduled = {step: stand_in.group["initial_lr"] * schedule(step, self.total_steps) for step in steps}
+        if isinstance(schedule, Schedule):
+            scheduled = [stand_in.group["initial_lr"] * schedule(step, self.total_steps) for step in range(last + 1)]
         else:
-            scheduled = {step: stand_in.advance() if step else stand_in.rate for step in range(last + 1)}
-        rates: dict[str, list[float]] = {stage.name: [] for stage in self.stages}
-        for step in steps:
+            scheduled = [stand_in.advance() if step else stand_in.rate for step in range(last + 1)]
+        peaks = {stage.name: (0.0, 0) for stage in self.stages}  # (rate, step)
+        for step, rate in enumerate(scheduled):
             for name, share in self.multipliers(step).items():
-                rates[name].append(scheduled[step] * share)
-        return steps, rates
+                if rate * share > peaks[name][0]:
+                    peaks[name] = rate * share, step
+        steps = sorted({*range(0, last, max(1, last // TRACED)), last, *(step for _, step in peaks.values())})
+        shares = [self.multipliers(step) for step in steps]
+        names = [stage.name for stage in self.stages]
+        return steps, {
+            name: [scheduled[s] * each[name] for s, each in zip(steps, shares, strict=True)] for name in names
+        }
 
     def table(self, optimizing: Optimizing, schedule: Schedule | Scheduling) -> str:
         """Return a line for each stage, and what a person should know before the first step."""
-        _, course = self.course(optimizing, schedule)
+        steps, course = self.course(optimizing, schedule)
         spans = {name: (rates[0], max(rates), rates[-1]) for name, rates in course.items()}
         replaced = any(each.replaces_weight_decay for each in self.adaptations)
         group = StandIn(optimizing, self._scheduling(schedule)).group
         decay = 0.0 if replaced else float(group.get("weight_decay", 0.0))
         cautions = [line for each in self.adaptations for line in each.cautions(self.stages, self.fresh)]
+        cautions += [*self._slowed(steps), *self._multiplied(schedule)]
         lines = [stage_table(self.network, spans, self.fresh, decay), *(f"caution: {line}" for line in cautions)]
         return "\n".join(lines)
+
+    def _slowed(self, steps: Sequence[int]) -> list[str]:
+        """Warn of the stage that moves least, where it is only together that adaptations leave it hardly any rate."""
+
+        def highest(adaptations: Sequence[Adaptation]) -> dict[str, float]:
+            at = [combined(adaptations, self.stages, self.fresh, step, self.total_steps) for step in steps]
+            return {stage.name: max(each[stage.name] for each in at) for stage in self.stages}
+
+        moving = {name: share for name, share in highest(self.adaptations).items() if name not in self.frozen}
+        name, share = min(moving.items(), key=lambda each: each[1])
+        if share >= LOWEST or any(highest([each])[name] < LOWEST for each in self.adaptations):
+            return []
+        return [f"the adaptations together leave {name} {share:.1e} of the rate at most: it hardly moves"]
+
+    def _multiplied(self, schedule: Schedule | Scheduling) -> list[str]:
+        """Warn of a schedule beside what is the whole course of the rate."""
+        whole = [type(each).__name__ for each in self.adaptations if each.whole_course]
+        if not whole or schedule == ConstantSchedule():
+            return []
+        told = f"{' and '.join(whole)} is the whole course of the rate, and a schedule multiplies it"
+        return [f"{told}: set model.init_args.schedule: null"]
 
     def _scheduling(self, schedule: Schedule | Scheduling) -> Scheduling:
         if not isinstance(schedule, Schedule):

@@ -99,7 +99,7 @@ def compare(
     """
     parts = build_parts(configs, changes, public_spec(source.network) if source and source.network else None)
     module, contract = parts.module, parts.contract
-    classes = contract.classes if contract else ()
+    classes, channels = (contract.classes, contract.channels) if contract else ((), ())
     source = as_adapted(source, module.adapters) if source else None
     if classes:
         module.network.resize(module.task.outputs(classes))
@@ -113,7 +113,9 @@ def compare(
         if source is None:
             break
         try:
-            report = load_weights(module.network, source, classes, share, module.adapters)
+            report = load_weights(
+                module.network, source, classes, share, module.adapters, module.head, channels=channels
+            )
         except ValueError as error:
             found.setdefault("refused", str(error))
             continue

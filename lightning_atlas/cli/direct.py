@@ -13,7 +13,7 @@ from lightning_atlas.cli.recipes import CommandError
 from lightning_atlas.cli.request import Request
 from lightning_atlas.cli.run_folder import forget_run_folder
 from lightning_atlas.cli.runner import AtlasCLI, import_parts, leave_processes
-from lightning_atlas.cli.segmenting import fill, usable
+from lightning_atlas.cli.segmenting import ask_for_spacing, fill, usable
 from lightning_atlas.contract import Contract
 from lightning_atlas.data import Classes, ScanDataModule
 from lightning_atlas.data.labels.classes import ClassMap, match_classes
@@ -48,6 +48,7 @@ def score(request: Request) -> None:
         contract = usable(source, name)
     except (OSError, ValueError) as error:
         raise CommandError(str(error)) from error
+    ask_for_spacing(request, source, contract)
     if not request.asks_only:
         print(f"weights: {source.origin} ({len(contract.classes)} classes, sha256 {source.sha256[:12]})", flush=True)
     try:

@@ -32,7 +32,8 @@ def run_inspect(words: Sequence[str]) -> None:
         words: After it.
 
     Raises:
-        CommandError: There are no such weights, they cannot be read, or the recipe is refused.
+        CommandError: There are no such weights, they cannot be read, or the recipe is refused; or a fit would refuse
+            them in it, or what is to move, which is raised when all else has been printed.
     """
     if "--rank" in words:
         from lightning_atlas.cli.ranking import run_rank  # loads Lightning and all parts
@@ -59,7 +60,19 @@ def run_inspect(words: Sequence[str]) -> None:
         from lightning_atlas.cli.comparing import compare
 
         found["recipe"] = compare(source, configs, changes, Path(options.picture) if options.picture else None)
-    print(json.dumps(found, indent=2, ensure_ascii=False) if options.json else "\n".join(in_words(found)))
+    print(json.dumps(found, indent=2, ensure_ascii=False) if options.json else "\n".join(in_words(found)), flush=True)
+    if told := refusals(found.get("recipe", {})):
+        raise CommandError("\n".join(["a fit would refuse this: " + told[0], *told[1:]]))
+
+
+def refusals(recipe: Mapping[str, Any]) -> list[str]:
+    """Return why a fit would refuse what is to move, or the weights.
+
+    That data are not here, so that the length of the run is not known, is no refusal.
+    """
+    unknown = recipe.get("data_not_read") and recipe.get("total_steps") is None
+    keys = ("refused",) if unknown else ("plan_refused", "refused")
+    return [recipe[key] for key in keys if key in recipe]
 
 
 def _check(options: Any, changes: Sequence[str]) -> None:
@@ -225,7 +238,6 @@ def _recipe_lines(found: Mapping[str, Any]) -> list[str]:
     if found["data_not_read"]:
         lines.append(f"its data cannot be read here, so its classes and contract are unknown: {found['data_not_read']}")
     lines += [found["report"]] if "report" in found else []
-    lines += [f"a fit would refuse this: {found['refused']}"] if "refused" in found else []
     if "head" in found:
         named = (f"{len(names)} {word} ({', '.join(names)})" for word, names in found["head"].items() if names)
         lines.append(f"head by class name: {'; '.join(named)}".replace("not_used", "not used"))
@@ -239,5 +251,5 @@ def _recipe_lines(found: Mapping[str, Any]) -> list[str]:
 
 def _plan_lines(found: Mapping[str, Any]) -> list[str]:
     if "table" not in found:
-        return [f"what would move: {found['plan_refused']}"]
+        return [] if found["plan_refused"] in refusals(found) else [f"what would move: {found['plan_refused']}"]
     return ["", f"in a fit of {found['total_steps']} optimizer steps:", found["table"]]

@@ -154,7 +154,10 @@ def _wise(runs: Sequence[Finished], judge: Judge, source: SourceWeights | None) 
     tuned = one.tensors()
     judge.fill(tuned, merged=False)
     network = judge.module.network
-    before, kept = source_state(network, source, one.contract.classes, judge.module.adapters)
+    contract = one.contract
+    before, kept = source_state(
+        network, source, contract.classes, judge.module.adapters, judge.module.head, channels=contract.channels
+    )
     judge.layers = judge.moved(before, tuned) | {name.rpartition(".")[0] for name in kept if "running_" in name}
     share, tried = choose_share(before, tuned, _scoring(judge))
     origin, numbers = one.source["origin"], dict(network.named_parameters())

@@ -50,7 +50,7 @@ def planned(module: AtlasModule, fresh: set[str], total_steps: int | None, pictu
         picture: A PNG to write.
     """
     if total_steps is None:
-        return {"plan_refused": "the length of the run is not known: set trainer.max_steps"}
+        return {"total_steps": None, "plan_refused": "the length of the run is not known: set trainer.max_steps"}
     choices = module.optimizer, module.schedule
     try:
         for adaptation in module.adaptation:
@@ -60,7 +60,7 @@ def planned(module: AtlasModule, fresh: set[str], total_steps: int | None, pictu
         steps, rates = plan.course(*choices)
         table = plan.table(*choices)
     except ValueError as error:
-        return {"plan_refused": str(error)}
+        return {"total_steps": total_steps, "plan_refused": str(error)}
     if picture is not None:
         told = f"{total_steps} optimizer steps of {type(module.network).__name__}, as the recipe plans them"
         write_picture(rates_picture(steps, rates, fresh, told), picture)

@@ -183,7 +183,8 @@ def _candidate(source: SourceWeights | None, own: dict[str, Any] | None, parts: 
     overlapping = stated is not None and stated.overlapping
     if classes:
         network.resize(len(classes) + (not overlapping))
-    report = load_weights(network, source, classes, module.required_share, module.adapters)
+    channels = parts.contract.channels if parts.contract else ()
+    report = load_weights(network, source, classes, module.required_share, module.adapters, channels=channels)
     fresh = sorted(each.name for each in report.fresh)
     trained = bool(classes) and not report.fresh_outputs and not set(fresh) & set(network.output_axes())
     facts = {

@@ -45,7 +45,7 @@ def segment(request: Request) -> None:
         contract = usable(source, name)
     except (OSError, ValueError) as error:
         raise CommandError(str(error)) from error
-    _ask_for_spacing(request, source, contract)
+    ask_for_spacing(request, source, contract)
     if not request.asks_only:
         print(f"weights: {source.origin} ({len(contract.classes)} classes, sha256 {source.sha256[:12]})", flush=True)
     Segmenter(request, source, contract)
@@ -76,7 +76,7 @@ def usable(source: SourceWeights, name: str) -> Contract:
     return source.contract
 
 
-def _ask_for_spacing(request: Request, source: SourceWeights, contract: Contract) -> None:
+def ask_for_spacing(request: Request, source: SourceWeights, contract: Contract) -> None:
     """Refuse to guess the voxel size of weights that were published without one.
 
     Raises:

@@ -8,8 +8,8 @@ from typing import Any, NoReturn
 
 from lightning_atlas.cli.recipes import CommandError
 
-_KEY = re.compile(r"--\w+(\.\w+)+\+?")
-"""A key of a recipe, without a value."""
+_KEY = re.compile(r"(--\w+(\.\w+)+\+?)(=.*)?", re.DOTALL)
+"""A key of a recipe, and perhaps its value."""
 
 
 class Words(argparse.ArgumentParser):
@@ -33,14 +33,16 @@ class Words(argparse.ArgumentParser):
         """
         joined: list[str] = []
         for word in words:
-            if joined and _KEY.fullmatch(joined[-1]) and not word.startswith("--"):
+            if joined and (key := _KEY.fullmatch(joined[-1])) and not key[3] and not word.startswith("--"):
                 joined[-1] = f"{joined[-1]}={word}"  # else the value would be taken for a word of the verb's own
             else:
                 joined.append(word)
-        options, changes = self.parse_known_args(joined)
-        if foreign := [word for word in changes if word.startswith("-") and "." not in word]:
+        # Not left to argparse, which takes a word with a space for one of the verb's own.
+        changes = [word for word in joined if _KEY.fullmatch(word)]
+        options, others = self.parse_known_args([word for word in joined if not _KEY.fullmatch(word)])
+        if foreign := [word for word in others if word.startswith("-") and "." not in word]:
             self.error(f"unrecognized arguments: {foreign[0]}")
-        return options, changes
+        return options, [*changes, *others]
 
     def error(self, message: str) -> NoReturn:
         """Raise what the command line prints, with the nearest option that there is."""

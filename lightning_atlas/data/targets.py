@@ -107,10 +107,10 @@ class Targets:
             return None
         told = []
         for name, column in zip(self.names, torch.stack(list(targets)).unbind(1), strict=True):
-            known = column[~column.isnan()]
+            known = column[~column.isnan()].double()  # in single precision equal values can have a spread
             if not len(known):
                 raise ValueError(f"targets{self._place}: no training scan has {name}; take it out of names")
-            told.append((round(float(known.mean()), 6), round(float(known.std(correction=0)), 6)))
+            told.append((known.mean().item(), known.std(correction=0).item()))
         return tuple(told)
 
     @property

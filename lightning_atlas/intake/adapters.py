@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_atlas.contract import Contract
+from lightning_atlas.intake.channels import How, kernel_by_name, kernel_for_channels
 from lightning_atlas.intake.inflation import Taken
 
 Kernel = Float[Tensor, "outputs inputs i j k"]
@@ -32,12 +33,14 @@ class Pair(NamedTuple):
         tensor: Of the file.
         target: Of the network, as initialised.
         image_channels: Channels of the image in the file and in the network; `None` where the file does not show them.
+        channel_names: Their names in the file and here, of a tensor in the first stage; empty where they are not known.
     """
 
     name: str
     tensor: Tensor
     target: Tensor
     image_channels: tuple[int, int] | None
+    channel_names: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
 
 
 class Adapter:
@@ -88,57 +91,53 @@ class Adapter:
 
 @dataclass(frozen=True)
 class InputChannels(Adapter):
-    """Take kernels that read an image of another number of channels.
+    """Take kernels that read an image of other channels.
 
-    Let the file have m channels and the network n. `repeat`, for more: channel c is their channel c modulo m, divided
-    by the number of its copies. `mean`: each channel is the sum of theirs, divided by n. With both, an image whose
-    channels are all the same is answered as before. `zero`: the first channels are theirs as they are and further ones
-    are 0, so that an image is answered as before whatever its further channels hold; those that the network lacks are
-    left out, which answers as if they were 0.
+    A channel that the contracts of weights and data call alike takes the kernel of its name, in whatever order they
+    stand. For the others, `repeat`, where there are not fewer channels than in the file: they take in turn the file's
+    channels that no name takes, or all where there are none. `mean`: they take the mean of these; where there are no
+    others, all channels share what no name takes. With both, each of the file's channels is divided among those that
+    take it, so that an image whose channels are all the same is answered as before. `zero`: they are 0, so that an
+    image is answered as before whatever they hold; channels that the network lacks are left out, which answers as if
+    they were 0. Where no name is shared, `zero` takes the first channels as they are.
 
     Args:
         how: `repeat`, `mean` or `zero`.
     """
 
     meets: ClassVar[tuple[str, ...]] = ("channels",)
-    how: Literal["repeat", "mean", "zero"] = "repeat"
+    how: How = "repeat"
 
     def take(self, pair: Pair) -> Taken | None:
         """Return a kernel that reads the image; other layers are left alone.
 
         Raises:
-            ValueError: There are fewer channels, which cannot be repeated.
+            ValueError: There are fewer channels, which cannot be repeated; or as many channels in another order as the
+                first layer has outputs, so that nothing tells the kernels behind it from those that read the image.
         """
-        tensor = pair.tensor
-        if tensor.ndim != 5 or pair.target.ndim != 5 or tensor.shape[1] == pair.target.shape[1]:
+        if pair.tensor.ndim < 4 or pair.tensor.ndim != pair.target.ndim:
             return None
-        theirs, ours = tensor.shape[1], pair.target.shape[1]
-        if (theirs, ours) != pair.image_channels:
+        theirs, ours = counts = pair.tensor.shape[1], pair.target.shape[1]
+        names, others = pair.channel_names
+        by_name = names != others and (len(names), len(others)) == counts and not set(names).isdisjoint(others)
+        if counts != pair.image_channels or (theirs == ours and not by_name):
             return None
         if self.how == "repeat" and ours < theirs:
             raise ValueError(
                 f"{pair.name} reads {theirs} channels in the file and {ours} here, which nothing can be repeated for: "
                 "give InputChannels how: mean, or zero"
             )
-        value, words = kernel_for_channels(_precise(tensor), ours, self.how)
+        if by_name and theirs == ours == pair.tensor.shape[0]:
+            raise ValueError(
+                f"{pair.name} has as many outputs as the image has channels, so which kernels read these cannot be "
+                f"told: let the data have them in the order of the weights, {', '.join(names)}"
+            )
+        kernel = _precise(pair.tensor)
+        if by_name:
+            value, words = kernel_by_name(kernel, names, others, self.how)
+        else:
+            value, words = kernel_for_channels(kernel, ours, self.how)
         return Taken(value, f"{theirs} -> {ours} input channels: {words}")
-
-
-def kernel_for_channels(
-    kernel: Kernel, channels: int, how: Literal["repeat", "mean", "zero"]
-) -> tuple[Float[Tensor, "outputs channels i j k"], str]:
-    """Return a kernel for so many input channels, and what was done in words; `InputChannels` has the rules."""
-    theirs = kernel.shape[1]
-    if how == "mean":
-        return (kernel.sum(1, keepdim=True) / channels).expand(-1, channels, -1, -1, -1), f"sum divided by {channels}"
-    if how == "zero":
-        value = kernel.new_zeros(kernel.shape[0], channels, *kernel.shape[2:])
-        value[:, :theirs] = kernel[:, :channels]
-        return value, "the further ones 0" if theirs < channels else "the others left out"
-    chosen = torch.arange(channels) % theirs
-    copies = torch.bincount(chosen, minlength=theirs)
-    words = " or ".join(str(int(each)) for each in copies.unique())
-    return kernel[:, chosen] / copies[chosen].view(1, -1, 1, 1, 1).to(kernel), f"repeated, and divided by {words}"
 
 
 @dataclass(frozen=True)
@@ -213,7 +212,7 @@ class PositionEmbeddings(Adapter):
     Tokens lie in rows, that of the class perhaps before them; they are taken as a cube unless the grids are given, and
     then up to four more may stand before them.
     Embeddings that lie on a grid themselves need none. Tables of relative positions (Swin) are interpolated likewise,
-    and the indices into them stay the network's own.
+    and the indices into them stay the network's own; their grid has 2 x window - 1 places along each axis.
 
     Args:
         source_grid: Tokens along i, j, k in the file.
@@ -260,12 +259,18 @@ class PositionEmbeddings(Adapter):
 
     def _grid(self, tokens: int, given: Size | None, pair: Pair, key: str) -> Size:
         relative = "relative" in pair.name
-        if given is not None and not relative and 0 <= tokens - prod(given) <= MOST_TOKENS:
+        if given is not None and 0 <= tokens - prod(given) <= (0 if relative else MOST_TOKENS):
             return given
         for before in range(1 if relative else 2):
             side = round((tokens - before) ** (1 / 3))
             if side and side**3 == tokens - before and (given is None or relative):
                 return side, side, side
+        if relative:
+            expected = "cube" if given is None else f"cube, nor {_by(given)}"
+            raise ValueError(
+                f"{pair.name} has {tokens} places, which are no {expected}: its window has to be a cube, or give "
+                f"PositionEmbeddings {key}: [i, j, k], 2 x window - 1 along each axis"
+            )
         expected = "cube, nor one more" if given is None else f"{_by(given)} with at most {MOST_TOKENS} more"
         raise ValueError(
             f"{pair.name} has {tokens} tokens, which are no {expected}: give PositionEmbeddings {key}: [i, j, k]"

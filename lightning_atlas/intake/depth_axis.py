@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -49,12 +48,34 @@ def check_inflated(tensors: Mapping[str, Tensor], origin: str) -> None:
     along = set(looked.values())
     if len(along) != 1 or (axis := along.pop()) not in ("i", "j"):
         return
-    order = {"i": "kji", "j": "jki"}[axis]
     raise ValueError(
         f"{origin} holds 2D kernels inflated along {axis} ({cubic[0]} and {len(looked) - 1} more), and slices lie\n"
         "along k here: they would lie across the wrong axis. Say how the axes of its kernels lie:\n"
-        f"model.init_args.adapters: [{{class_path: KernelAxes, init_args: {{axes: {order}}}}}]"
+        f"{_turn(axis)}"
     )
+
+
+def check_idle(tensors: Mapping[str, Tensor], origin: str) -> None:
+    """Refuse a first kernel whose outer taps are idle along another axis than k: three slices taught it, and lay there.
+
+    Args:
+        tensors: As the network would take them.
+        origin: The file, for the error.
+
+    Raises:
+        ValueError: Its outer taps along i, or along j, are much smaller than those along both other axes.
+    """
+    for name, each in first_kernels(tensors).items():
+        outer = outer_taps(each)
+        axis = min(range(3), key=lambda other: outer[other])
+        if AXES[axis] == "k" or outer[axis] >= UNTRAINED * sorted(outer)[1]:
+            continue
+        raise ValueError(
+            f"{origin}: the outer taps of {name} are idle along {AXES[axis]} (of root mean square {_sizes(outer)}), as "
+            "three slices leave them, and slices lie along k here. If they are published weights,\n"
+            "model.weights NAME=FILE reads the file as `weights show NAME` says; else say how the axes of its kernels "
+            f"lie:\n{_turn(AXES[axis])}"
+        )
 
 
 def check_three_slices(tensors: Mapping[str, Tensor], origin: str) -> None:
@@ -70,22 +91,35 @@ def check_three_slices(tensors: Mapping[str, Tensor], origin: str) -> None:
     Raises:
         ValueError: Its outer taps along k are not much smaller than those along i and j.
     """
-    for name, each in tensors.items():
-        if each.ndim != 5 or each.shape[1] != 1 or tuple(each.shape[2:]) != (TALL,) * 3:
-            continue
-        outer = [_outer(each.float(), axis) for axis in range(3)]
+    for name, each in first_kernels(tensors).items():
+        outer = outer_taps(each)
         if outer[2] < UNTRAINED * min(outer[:2]):
             return
-        sizes = ", ".join(f"{size:.2g} along {axis}" for axis, size in zip(AXES, outer, strict=True))
         idle = AXES[min(range(3), key=lambda axis: outer[axis])]
         raise ValueError(
             f"{origin}: {name} is said to have learned from pictures of three slices, which never train its outer taps "
-            f"along the slices, k; of root mean square these are {sizes}.\n"
+            f"along the slices, k; of root mean square these are {_sizes(outer)}.\n"
             f"Either the file is another one, or its slices lie along {idle}: give it without the name of published "
             "weights, and model.init_args.adapters: [{class_path: KernelAxes, init_args: {axes: ORDER}}]"
         )
 
 
-def _outer(kernel: Kernel, axis: int) -> float:
-    taps = kernel.movedim(2 + axis, 0)
-    return float(torch.stack([taps[0], taps[-1]]).square().mean().sqrt())
+def first_kernels(tensors: Mapping[str, Tensor]) -> dict[str, Kernel]:
+    """Return the kernels of seven taps along each axis that read a single channel."""
+    shape = (1, TALL, TALL, TALL)
+    return {name: each.float() for name, each in tensors.items() if tuple(each.shape[1:]) == shape}
+
+
+def outer_taps(kernel: Kernel) -> tuple[float, float, float]:
+    """Return, for each axis, the root mean square of the two outer planes of a kernel."""
+    i, j, k = (float(kernel.movedim(axis, 0)[[0, -1]].square().mean().sqrt()) for axis in (2, 3, 4))
+    return i, j, k
+
+
+def _sizes(outer: tuple[float, float, float]) -> str:
+    return ", ".join(f"{size:.2g} along {axis}" for axis, size in zip(AXES, outer, strict=True))
+
+
+def _turn(axis: str) -> str:
+    order = {"i": "kji", "j": "jki"}[axis]
+    return f"model.init_args.adapters: [{{class_path: KernelAxes, init_args: {{axes: {order}}}}}]"

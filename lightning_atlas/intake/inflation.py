@@ -55,7 +55,7 @@ class Taken(NamedTuple):
 
 
 class HeadByName:
-    """The outputs of a network, where the classes are known on both sides.
+    """The outputs of a network, where the classes are known on both sides, or all of them fresh.
 
     An output whose class the source does not know stays as the network has initialised it. From a sigmoid head into a
     softmax head the background is such an output; the rows of the classes are taken all the same.
@@ -64,17 +64,18 @@ class HeadByName:
         network: Already has the outputs for its own classes.
         theirs: Classes of the source in the order of its outputs, without background; empty where not known.
         ours: Classes of the network, likewise.
+        fresh: No output is taken, whatever its name.
     """
 
-    def __init__(self, network: Network, theirs: Sequence[str], ours: Sequence[str]) -> None:
-        self.theirs, self.ours = tuple(theirs), tuple(ours)
-        self.axes: dict[str, int] = network.output_axes() if ours else {}
+    def __init__(self, network: Network, theirs: Sequence[str], ours: Sequence[str], fresh: bool = False) -> None:
+        self.theirs, self.ours, self.fresh = tuple(theirs), tuple(ours), fresh
+        self.axes: dict[str, int] = network.output_axes() if ours or fresh else {}
         """Along which axis the outputs lie, for each tensor that has one for each."""
 
     def take(self, name: str, tensor: Tensor, target: Tensor) -> Taken | None:
         """Return the tensor with the outputs of the source that have a name here; `None` where names do not tell."""
         axis = self.axes.get(name)
-        if axis is None or _without(tensor.shape, axis) != _without(target.shape, axis):
+        if self.fresh or axis is None or _without(tensor.shape, axis) != _without(target.shape, axis):
             return None
         theirs = output_names(tensor.shape[axis], self.theirs)
         ours = output_names(target.shape[axis], self.ours)
@@ -89,8 +90,8 @@ class HeadByName:
         return Taken(value, how + (f"; fresh: {', '.join(fresh)}" if fresh else ""), fresh)
 
     def refuses(self, name: str) -> bool:
-        """Tell whether a tensor may not be taken whole: its outputs are other classes than the network's."""
-        return name in self.axes and bool(self.theirs) and self.theirs != self.ours
+        """Tell whether a tensor may not be taken whole: its outputs are other classes, or are to be fresh."""
+        return name in self.axes and (self.fresh or (bool(self.theirs) and self.theirs != self.ours))
 
     def all_fresh(self, values: Collection[str], targets: Mapping[str, Tensor]) -> list[str]:
         """Return the names of all outputs if nothing was taken for any of them, else none."""

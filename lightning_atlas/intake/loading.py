@@ -5,17 +5,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from lightning_atlas.intake import exported, nnunet, zoo
 from lightning_atlas.intake.adapters import Adapter, Pair, adapted, donated
-from lightning_atlas.intake.depth_axis import check_inflated, check_three_slices
+from lightning_atlas.intake.depth_axis import check_idle, check_inflated, check_three_slices
 from lightning_atlas.intake.inflation import HeadByName, Taken
 from lightning_atlas.intake.key_rules import Fit, best_fit
 from lightning_atlas.intake.report import IntakeReport, Reshaped, Unmatched, some
+from lightning_atlas.intake.two_d import met_by_zeros
 from lightning_atlas.intake.weights import SUFFIXES, SourceWeights, read_file
 from lightning_atlas.intake.zoo import ZooEntry
 from lightning_atlas.networks.base import Network, stage_parameters
@@ -145,6 +146,8 @@ def load_weights(
     classes: Sequence[str] = (),
     required_share: float = 0.9,
     adapters: Sequence[Adapter] = (),
+    head: Literal["by_name", "fresh"] = "by_name",
+    channels: Sequence[str] = (),
 ) -> IntakeReport:
     """Copy into a network what fits by name and shape; outputs of the head go by the names of their classes.
 
@@ -156,6 +159,9 @@ def load_weights(
         required_share: The least share of the parameters that must be loaded, of those of the encoder that the source
             is meant to fill.
         adapters: Rules for tensors that do not fit as they are, one after the other.
+        head: `fresh` leaves the head's last layer as initialised, the outputs of shared classes too.
+        channels: Names of the image's channels in order; with them and those of the source's contract,
+            `InputChannels` goes by name.
 
     Raises:
         ValueError: Less than that was found; the network is as before.
@@ -168,11 +174,12 @@ def load_weights(
         source = replace(source, tensors=adapter.named(source.tensors, targets))
     fit = best_fit({name: each.shape for name, each in source.tensors.items()}, shapes)
     report = IntakeReport(source.origin, fit.dropped, fit.added, skipped=dict(source.skipped))
-    head = HeadByName(network, _classes(source), classes)
-    values = _match(_Changing(network, source, fit, head, adapters), source, targets, report)
+    outputs = HeadByName(network, _classes(source), classes, head == "fresh")
+    values = _match(_Changing(network, source, fit, outputs, adapters, channels), source, targets, report)
     for adapter in adapters:
         adapter.check({each.name: source.tensors[each.name] for each in report.left_over})
     check_inflated(values, report.origin)
+    check_idle(values, report.origin)
     parameters = _encoder_parameters(network)
     report.encoder_share = _share(parameters, values)
     claimed = tuple(fit.added + each.removeprefix(fit.dropped) for each in source.fills)
@@ -180,6 +187,7 @@ def load_weights(
     if _share(meant, values) < required_share or not (report.loaded or report.renamed):
         raise ValueError(_too_little(network, source, report, _share(meant, values), required_share))
     report.notes += [*source.notes, *_other_conventions(network, source)]
+    report.notes += met_by_zeros(network, adapters, {each.name for each in report.reshaped})
     with torch.no_grad():
         for name, value in values.items():
             targets[name].copy_(value)
@@ -204,7 +212,13 @@ class _Changing:
     """Finds for each tensor of a network the one of a file, and brings it into the network's shape."""
 
     def __init__(
-        self, network: Network, source: SourceWeights, fit: Fit, head: HeadByName, adapters: Sequence[Adapter]
+        self,
+        network: Network,
+        source: SourceWeights,
+        fit: Fit,
+        head: HeadByName,
+        adapters: Sequence[Adapter],
+        channels: Sequence[str],
     ) -> None:
         targets = {name: each for name, each in network.state_dict().items() if isinstance(each, Tensor)}
         self.given = {name: key for name in targets if (key := fit.key(name)) in source.tensors and key is not None}
@@ -220,12 +234,15 @@ class _Changing:
         self.given |= {name: fit.dropped + other[len(fit.added) :] for name, other in self.donors.items()}
         self.made = {name: each for one in adapters for name, each in one.made(lacking, self.given).items()}
         self.image_channels = _image_channels(network, {name: source.tensors[key] for name, key in self.given.items()})
+        names = (source.contract.channels if source.contract else (), tuple(channels))
+        self.channel_names = dict.fromkeys(_in_first_stage(network), names)
 
     def take(self, name: str, tensor: Tensor, target: Tensor) -> Taken | None:
         """Return the tensor changed, or `None` where nothing changes it."""
         told = [f"from {self.donors[name]}, the nearest by name"] if name in self.donors else []
-        if tensor.shape != target.shape:
-            tensor, changed = adapted(self.adapters, Pair(name, tensor, target, self.image_channels))
+        names = self.channel_names.get(name, ((), ()))
+        if tensor.shape != target.shape or names[0] != names[1]:
+            tensor, changed = adapted(self.adapters, Pair(name, tensor, target, self.image_channels, names))
             told += changed
         if taken := self.head.take(name, tensor, target):
             return taken._replace(how="; ".join([*told, taken.how]))
@@ -275,6 +292,12 @@ def _image_channels(network: Network, given: Mapping[str, Tensor]) -> tuple[int,
     return None
 
 
+def _in_first_stage(network: Network) -> set[str]:
+    """Return every name of the parameters in the stage that reads the image."""
+    own = {id(each) for each in stage_parameters(network, network.stages()[0]).values()}
+    return {name for name, each in network.named_parameters(remove_duplicate=False) if id(each) in own}
+
+
 def _classes(source: SourceWeights) -> tuple[str, ...]:
     return source.contract.classes if source.contract else ()
 
@@ -302,8 +325,8 @@ def _too_little(network: Network, source: SourceWeights, report: IntakeReport, s
     what = f"{', '.join(source.fills)} in the encoder" if source.fills else "the encoder"
     lines = [
         f"{report.origin} fills {share:.1%} of {what} of {type(network).__name__}, and {required:.1%} are required: "
-        "probably weights of another network, or of one with other arguments.",
-        f"Fresh would be {some(report.fresh)}; left over {some(report.left_over)}.",
+        "probably weights of another network, or of one with other arguments "
+        f"(fresh {some(report.fresh, 1)}; left over {some(report.left_over, 1)})"
     ]
     if any(each.other and len(each.shape) == 4 and len(each.other) == 5 for each in report.left_over):
         lines.append("Its kernels are 2D: say how they become 3D, model.init_args.adapters: [{class_path: Inflation}]")

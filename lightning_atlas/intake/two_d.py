@@ -7,13 +7,14 @@ from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_atlas.contract import Contract
 from lightning_atlas.intake.adapters import Adapter, Pair, kernel_for_channels
 from lightning_atlas.intake.inflation import Taken
 from lightning_atlas.intake.key_rules import common_wrapper, turned_axes
 from lightning_atlas.networks.acs import in_plane
+from lightning_atlas.networks.depth import Conv3d
 
 How = Literal["centre", "mean", "slice", "p3d"]
 Flat = Float[Tensor, "outputs inputs i j 1"]
@@ -43,7 +44,8 @@ class Inflation(Adapter):
 
     - `centre`: the kernel between zeros. On a volume of equal slices each slice is answered as the picture was.
     - `mean`: the kernel on every slice, divided by their number. The same holds where the network repeats the outer
-      slices, `depth_policy: {padding: replicate}`; with zeros beyond them, thin volumes are answered wrongly.
+      slices, `depth_policy: {padding: replicate}`; with zeros beyond them, thin volumes are answered wrongly, of which
+      the report has a note.
     - `slice`: for networks whose kernels are one slice thick, as `ACSResNet` with `kernels: slice`.
     - `p3d`: for `P3D` with `norm: batch`: kernels in the slices are the 2D ones; of those across them, the ones that
       follow pass on what they get, and norms mute the ones that stand beside. With bottlenecks that stride in their
@@ -179,6 +181,36 @@ def inflated(kernel: Flat, slices: int, how: How) -> tuple[Inflated, str]:
         f"how: {how} takes kernels one slice thick, and this one reaches over {slices}: take Inflation how: centre or "
         f"mean; or model.init_args.network: {thin}"
     )
+
+
+def met_by_zeros(network: nn.Module, adapters: Iterable[Adapter], changed: Collection[str]) -> list[str]:
+    """Return what to know where kernels on several slices meet zeros beyond the outer ones, which pictures had not.
+
+    Args:
+        network: That took them.
+        adapters: By which it did.
+        changed: Names of the tensors that it took in another shape.
+    """
+    if not any(isinstance(each, Inflation) and each.how == "mean" for each in adapters):
+        return []
+    met = {name: each for name, each in network.named_modules() if f"{name}.weight" in changed and _meets_zeros(each)}
+    if not met:
+        return []
+    remedy = "take how: centre"
+    if all(isinstance(each, Conv3d) for each in met.values()):
+        remedy += ", or give the network depth_policy: {padding: replicate}"
+    return [
+        "kernels that lie on several slices (Inflation how: mean) meet zeros beyond the first and last slice in "
+        f"{len(met)} layers, such as {next(iter(met))}: the outer slices, and thin volumes as a whole, are not "
+        f"answered as pictures were; {remedy}"
+    ]
+
+
+def _meets_zeros(layer: nn.Module) -> bool:
+    if not isinstance(layer, nn.Conv3d) or layer.weight.ndim != 5 or layer.weight.shape[4] == 1:
+        return False
+    padded = layer.padding == "same" or (not isinstance(layer.padding, str) and layer.padding[2] > 0)
+    return padded and layer.padding_mode == "zeros" and getattr(layer, "depth_padding", "zeros") == "zeros"
 
 
 @dataclass(frozen=True)

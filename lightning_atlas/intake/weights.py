@@ -246,7 +246,8 @@ def _explain(path: Path, error: Exception) -> str:
     return (
         f"{path} holds more than tensors: {blocked[1]} was blocked, since such files can run code when they are read. "
         f'If you trust its origin, keep its tensors only, once, and use the new file: python -c "import torch; '
-        f"c = torch.load('{path.name}', weights_only=False); torch.save(c.get('state_dict', c), 'tensors.pt')\""
+        f"c = torch.load('{path.name}', weights_only=False); torch.save(c.get('state_dict', c), 'tensors.pt')\"\n"
+        "Of published weights, which are known by their hash, give the new file as NAME=tensors.pt (`weights list`)"
     )
 
 

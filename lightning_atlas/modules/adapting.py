@@ -5,15 +5,18 @@ from collections.abc import Collection, Sequence
 
 import lightning
 import torch
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_atlas.adaptation.base import Adaptation
-from lightning_atlas.adaptation.following import FollowingRates
+from lightning_atlas.adaptation.following import FollowingRates, Metrics
+from lightning_atlas.adaptation.lora import is_given
 from lightning_atlas.adaptation.plan import AdaptationPlan
 from lightning_atlas.adaptation.schedules import ConstantSchedule, Schedule
+from lightning_atlas.modules.buffers import share_buffers
 from lightning_atlas.networks.base import Network
 from lightning_atlas.types import Batch, Image
 
@@ -42,6 +45,12 @@ class Adapting(lightning.LightningModule):
         """What the source weights gave to each parameter that moves, where an adaptation needs it."""
         self._resting: set[str] = set()
 
+    def configure_callbacks(self) -> list[Callback]:
+        """Return what the adaptations and the schedule do in a fit."""
+        if self.trainer.state.fn != "fit":
+            return []
+        return [*(each for adaptation in self.adaptation for each in adaptation.callbacks()), Metrics()]
+
     def build(self) -> None:
         """Let the adaptations change the structure, with the same new numbers on all ranks."""
         with torch.random.fork_rng(devices=[]):
@@ -63,8 +72,30 @@ class Adapting(lightning.LightningModule):
             self.anchor = {
                 name: parameter.detach().clone()
                 for name, parameter in self.network.named_parameters()
-                if parameter.requires_grad and name not in fresh_names
+                if parameter.requires_grad and is_given(name, fresh_names)
             }
+
+    def go_on(self, planned: int, step: int) -> None:
+        """Compare the length of a run that goes on with the one that it was planned for.
+
+        Args:
+            planned: Optimizer steps of the run that was stopped.
+            step: At which it was.
+
+        Raises:
+            ValueError: Stages that moved would rest again.
+        """
+        plan = self.settled
+        if planned == plan.total_steps:
+            return
+        former = AdaptationPlan(self.adaptation, self.network, self.fresh, planned)
+        if again := sorted(plan.resting(step) - former.resting(step)):
+            raise ValueError(
+                f"the run was planned for {planned} steps, and is now to have {plan.total_steps}: phases are shares of "
+                f"the whole, so that {', '.join(again)} would rest again after step {step}. Give it its former length "
+                "(trainer.max_steps, trainer.max_epochs), or start anew with the checkpoint as model.weights"
+            )
+        self.print(f"planned for {planned} steps, now {plan.total_steps}: rates follow the new length")
 
     @property
     def needs_anchor(self) -> bool:
@@ -112,7 +143,9 @@ class Adapting(lightning.LightningModule):
         return self
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Let stages rest and wake with their rates."""
+        """Let stages rest and wake with their rates; where parameters are sharded, share the buffers."""
+        if self.device_mesh is not None:
+            share_buffers(self.network)
         if self.settled.resting(self.trainer.global_step) != self._resting:
             self.train()
 
@@ -139,8 +172,3 @@ class Adapting(lightning.LightningModule):
             further = adaptation.penalty(self.network, image)
             losses = {**losses, **further, "loss": losses["loss"] + sum(further.values())}
         return losses
-
-    def on_validation_end(self) -> None:
-        """Tell a schedule that waits for a metric."""
-        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
-            self._follower().see(self.trainer.callback_metrics)

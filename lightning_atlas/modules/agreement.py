@@ -66,7 +66,8 @@ def stated_contract(source: SourceWeights, name: str) -> Contract:
 def not_stated(weights: Contract) -> list[str]:
     """Return a line on what cannot be adopted, because the weights do not state it; none where they state all."""
     silent = [key for key in ("orientation", "spacing_mm", "normalization") if getattr(weights, key) is None]
-    return [f"the weights do not state {', '.join(silent)}: as the recipe has it"] if silent else []
+    where = "as the recipe has it; write what you know of it into data.init_args.preprocess"
+    return [f"the weights do not state {', '.join(silent)}: {where}"] if silent else []
 
 
 def adopt_kept(trainer: Trainer, data: Adopting, kept: Contract) -> list[str]:
@@ -122,8 +123,10 @@ def _refuse(broken: Sequence[Difference], allow: Sequence[str], who: str) -> Non
         lines.append(
             "take the preprocessing over: model.init_args.contract: adopt; or change data.init_args.preprocess"
         )
-    if any(each.key == "channels" for each in broken):
-        lines.append("take other channels: model.init_args.adapters: [{class_path: InputChannels}]")
+    for each in broken:
+        if each.key == "channels":
+            which = "other channels" if set(each.weights).isdisjoint(each.data) else "channels by their names"
+            lines.append(f"take {which}: model.init_args.adapters: [{{class_path: InputChannels}}]")
     if keys := [each.key for each in broken if not each.forbidden]:
         lines.append(f"where a difference is meant: model.init_args.allow: [{', '.join([*allow, *keys])}]")
     raise ValueError("\n".join(lines))

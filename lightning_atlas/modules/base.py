@@ -27,6 +27,7 @@ from lightning_atlas.modules.agreement import (
     not_stated,
     stated_contract,
 )
+from lightning_atlas.modules.buffers import share_buffers
 from lightning_atlas.networks.base import Network, check_stages, without_context
 from lightning_atlas.scan_metrics import ScanResult
 from lightning_atlas.tasks.base import Task
@@ -50,6 +51,8 @@ class AtlasModule(Adapting):
         contract: What becomes of a preprocessing that is not what the weights expect: `match` stops; `adopt` takes over
             their orientation, spacing, intensity window and range, also where a checkpoint is resumed or scored.
         allow: Keys of the contract in which data and weights are meant to differ, such as `modality`.
+        head: What the head's last layer takes of `weights`: `by_name`, the outputs of classes that both have; `fresh`,
+            nothing.
         head_prior: Share of the voxels, of each class or one for all, with which outputs that no weights gave start in
             their biases; `null` leaves these as initialised.
         adapters: Rules for tensors of `weights` that the network cannot take as they are: other channels, kernel sizes,
@@ -66,6 +69,7 @@ class AtlasModule(Adapting):
         required_share: float = 0.9,
         contract: Literal["match", "adopt"] = "match",
         allow: list[str] | None = None,
+        head: Literal["by_name", "fresh"] = "by_name",
         head_prior: float | dict[str, float] | None = None,
         adapters: list[Adapter] | None = None,
     ) -> None:
@@ -77,6 +81,7 @@ class AtlasModule(Adapting):
         self.required_share = required_share
         self.adopts = contract == "adopt"
         self.allow = tuple(allow or ())
+        self.head: Literal["by_name", "fresh"] = head
         self.head_prior = head_prior
         check_allowed(self.allow)
         self.adapters = chosen_adapters(adapters, self.allow)
@@ -99,8 +104,7 @@ class AtlasModule(Adapting):
         # Trainer._run calls this before `prepare_data`, with trainer and data attached, and no other hook of ours.
         if self.adopts:
             self._adopt()
-        fits = self.trainer.state.fn == "fit"
-        return [each for adaptation in self.adaptation for each in adaptation.callbacks()] if fits else []
+        return super().configure_callbacks()
 
     def _adopt(self) -> None:
         if self._configured and self.contract is not None:
@@ -158,7 +162,15 @@ class AtlasModule(Adapting):
             source, contract = self._source_weights(name), self.contract or Contract()
             if source.contract is not None:
                 self.allowed = check_agreement(source.contract, contract, self.allow, name, met_by(self.adapters))
-            self.intake = load_weights(self.network, source, contract.classes, self.required_share, self.adapters)
+            self.intake = load_weights(
+                self.network,
+                source,
+                contract.classes,
+                self.required_share,
+                self.adapters,
+                self.head,
+                channels=contract.channels,
+            )
             self.source = {"origin": name, "sha256": source.sha256}
         except (OSError, ValueError) as error:
             self._weights_error = error
@@ -227,15 +239,15 @@ class AtlasModule(Adapting):
         return self.task.decode(self.task.infer(self.network, batch["image"]))
 
     def on_validation_epoch_start(self) -> None:
-        """Keep all weights in every process, if they are sharded."""
+        """Keep the same, and whole, weights and statistics in every process."""
         self._keep_whole(True)
 
     def on_test_epoch_start(self) -> None:
-        """Keep all weights in every process, if they are sharded."""
+        """Keep the same, and whole, weights and statistics in every process."""
         self._keep_whole(True)
 
     def on_predict_epoch_start(self) -> None:
-        """Keep all weights in every process, if they are sharded."""
+        """Keep the same, and whole, weights and statistics in every process."""
         self._keep_whole(True)
 
     def on_validation_epoch_end(self) -> None:
@@ -253,6 +265,8 @@ class AtlasModule(Adapting):
         self._keep_whole(False)
 
     def _keep_whole(self, whole: bool) -> None:
+        if whole:
+            share_buffers(self.network)  # those of the last step in training differ
         # Sharded weights are gathered by all processes together, so after the first window they stay: the processes
         # have unequal numbers of windows, and would wait for each other for ever.
         if not isinstance(self.network, FSDPModule):
@@ -282,7 +296,9 @@ class AtlasModule(Adapting):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the contract, the origin of the weights, and which stages were fresh."""
         contract = (self.contract or Contract()).to_dict()
-        checkpoint["lightning_atlas"] = {"contract": contract, "source": self.source, "fresh": sorted(self.fresh)}
+        known = {"contract": contract, "source": self.source, "fresh": sorted(self.fresh)}
+        steps = {"total_steps": self.plan.total_steps} if self.plan is not None else {}
+        checkpoint["lightning_atlas"] = known | steps
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take over what `on_save_checkpoint` added; outside a trainer, size the head by it."""
@@ -293,6 +309,8 @@ class AtlasModule(Adapting):
             if self.device_mesh is not None:
                 raise ValueError(f"to resume a sharded run, the file of its weights is needed: {self._weights_error}")
             self.settle()  # by the checkpoint: the file of weights is not here to tell what was fresh
+        if self.plan is not None and "total_steps" in kept:
+            self.go_on(kept["total_steps"], checkpoint["global_step"])
         stored = Contract.from_dict(kept["contract"])
         if self.contract is not None and stored.classes != self.contract.classes:
             raise ValueError(
@@ -317,9 +335,16 @@ class AtlasModule(Adapting):
 
     def _check_source(self, kept: dict[str, str] | None) -> None:
         """Refuse to be pulled back to other weights than before."""
-        ours = self.source
-        if self.needs_anchor and ours and kept and ours["sha256"] != kept["sha256"]:
+        fits = self._trainer is not None and self.trainer.state.fn == "fit"
+        if not fits or not self.needs_anchor or self._weights_error is not None:
+            return
+        before, now = kept or {}, self.source or {}
+        if before.get("sha256") != now.get("sha256"):
+            told = [
+                f"{each['origin']} with hash {each['sha256'][:12]}" if each else "random weights"
+                for each in (before, now)
+            ]
             raise ValueError(
-                f"the run began from {kept['origin']} with hash {kept['sha256'][:12]}, and {ours['origin']} has "
-                f"{ours['sha256'][:12]}: its adaptations pull back to the former"
+                f"the run began from {told[0]}, and goes on from {told[1]}: its adaptations pull back to the former; "
+                "give these in model.init_args.weights (for random ones null)"
             )

@@ -150,7 +150,7 @@ def told(found: list[Untrained], ratios: Mapping[str, float], how: Filling) -> l
         for planes, names in alike.items()
     ]
     more = [f"  and {len(lines) - SHOWN} more lines in taps.json"] if len(lines) > SHOWN else []
-    return [f"planes of kernels that no gradient ever reached, {BECAME[how]}:", *lines[:SHOWN], *more]
+    return [f"planes of kernels that no gradient of this run reached, {BECAME[how]}:", *lines[:SHOWN], *more]
 
 
 def as_table(found: list[Untrained], ratios: Mapping[str, float]) -> dict[str, Any]:

@@ -27,6 +27,8 @@ class TransferLearning(AtlasModule):
         contract: What becomes of a preprocessing that is not what the weights expect: `match` stops; `adopt` takes over
             their orientation, spacing, intensity window and range, also where a checkpoint is resumed or scored.
         allow: Keys of the contract in which data and weights are meant to differ, such as `modality`.
+        head: What the head's last layer takes of `weights`: `by_name`, the outputs of classes that both have; `fresh`,
+            nothing.
         head_prior: Share of the voxels, of each class or one for all, with which outputs that no weights gave start in
             their biases; `null` leaves these as initialised.
         adapters: Rules for tensors of `weights` that the network cannot take as they are: other channels, kernel sizes,
@@ -44,11 +46,12 @@ class TransferLearning(AtlasModule):
         required_share: float = 0.9,
         contract: Literal["match", "adopt"] = "match",
         allow: list[str] | None = None,
+        head: Literal["by_name", "fresh"] = "by_name",
         head_prior: float | dict[str, float] | None = None,
         adapters: list[Adapter] | None = None,
         adaptation: list[Adaptation] | None = None,
     ) -> None:
         super().__init__(
-            network, task, optimizer, schedule, weights, required_share, contract, allow, head_prior, adapters
+            network, task, optimizer, schedule, weights, required_share, contract, allow, head, head_prior, adapters
         )
         self.adaptation = tuple(adaptation or ())

@@ -91,18 +91,23 @@ def class_distances(units: Sequence[LevelFeatures], most: int = 100) -> Float[Te
 
     Args:
         units: At one level.
-        most: Voxels of a class and unit that are looked at.
+        most: Voxels of a class and unit that are looked at: of more, these lie evenly over all windows.
     """
     # One scale for all units, since networks compute at any.
     scale = torch.cat([each.features for each in units]).square().sum(1).mean().sqrt().clamp_min(NEAR)
     classes = units[0].members.shape[1]
     found = torch.full((classes, len(units), len(units)), torch.nan, dtype=torch.float64)
     for number in range(classes):
-        inside = [each.features[each.members[:, number]][:most] / scale for each in units]
+        inside = [_thinned(each.features[each.members[:, number]], most) / scale for each in units]
         enough = [unit for unit, features in enumerate(inside) if len(features) >= FEWEST]
         for one, other in combinations(enough, 2):
             found[number, one, other] = wasserstein(inside[one], inside[other])
     return found
+
+
+def _thinned(features: Features, most: int) -> Float[Tensor, "kept features"]:
+    """Return at most so many voxels, evenly spaced: they stand in the order of the windows that they are of."""
+    return features[torch.linspace(0, len(features) - 1, min(most, len(features))).long()]
 
 
 def cc_fv(levels: Sequence[Sequence[LevelFeatures]], resamples: Resamples) -> Float[Tensor, " resamples"]:

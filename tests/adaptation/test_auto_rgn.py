@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_atlas.adaptation import AdaptationPlan
 from lightning_atlas.adaptation.auto_rgn import AutoRGN, relative_gradient_norms
 from lightning_atlas.networks import UNet
 
@@ -33,6 +34,19 @@ def test_normalisation_of_the_source_is_held_that_of_fresh_stages_is_not():
     assert held
     fresh = {stage.name for stage in network.stages() if stage.part == "decoder"}
     assert AutoRGN().holds(network, fresh) == {name for name in norms if name.startswith("encoder")}
+
+
+def test_statistics_of_the_source_stand_still_and_those_of_fresh_stages_follow(make_toy):
+    network = make_toy(0)
+    before = {name: each.clone() for name, each in network.named_buffers()}
+    plan = AdaptationPlan([AutoRGN()], network, {"decoder.1", "head"}, 4)
+    plan.freeze()
+    network.train()
+    plan.set_modes(0)
+    network(torch.randn(2, 1, 4, 4, 4))
+    changed = {name for name, each in network.named_buffers() if not torch.equal(each, before[name])}
+    assert changed == {name for name in before if name.startswith("decoder.1")} != set()
+    assert network.encoder[0][2].training  # dropout
 
 
 def test_what_was_not_measured_has_the_full_rate():

@@ -1,4 +1,5 @@
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -6,20 +7,27 @@ from jsonargparse import ArgumentParser
 from torch import nn
 
 from lightning_atlas.adaptation import (
+    LPFT,
     Adaptation,
     AdaptationPlan,
     BiasOnly,
     FrozenEncoder,
     FullFineTuning,
+    GradualThaw,
     HeadMultiplier,
     HeadOnly,
+    HeadsFirst,
     LastStages,
+    LastStagesFirst,
     LayerWiseDecay,
     NormOnly,
+    Sawtooth,
     SurgicalBlock,
+    Valley,
+    WarmUp,
 )
 from lightning_atlas.adaptation.base import combined
-from lightning_atlas.networks import UNet
+from lightning_atlas.networks import SwinUNETR, UNet, ValidUNet, as_network
 from lightning_atlas.networks.base import Stage, stage_tensors
 
 STAGES = [
@@ -98,14 +106,34 @@ def test_what_one_adaptation_holds_all_the_time_is_frozen_and_what_waits_is_not(
 
 
 ALL = [FullFineTuning(), HeadOnly(), FrozenEncoder(), LayerWiseDecay(), LastStages(2), SurgicalBlock("encoder.1")]
+PHASES = [WarmUp(), WarmUp(1.0), Valley(), Valley(0.97, 0.03), Sawtooth(), Sawtooth(0.97, 0.03), Sawtooth(0.0, 1.0)]
+KINDS: list[Any] = [HeadsFirst, LastStagesFirst, LPFT, GradualThaw]
+PHASES += [kind(*share) for kind in KINDS for share in ((), (0.97,), (0.0,))]
 
 
-@pytest.mark.parametrize("adaptation", ALL, ids=str)
+@pytest.mark.parametrize("adaptation", [*ALL, *PHASES], ids=str)
 def test_frozen_is_exactly_where_no_step_has_a_rate(adaptation, make_toy):
     stages = make_toy(0).stages()
-    rates = [combined([adaptation], stages, set(), step, 5) for step in range(5)]
-    never = {stage.name for stage in stages if not any(rate[stage.name] for rate in rates)}
-    assert adaptation.always_zero(stages, set(), 5) == never
+    for fresh in (set(), {"head"}, {"encoder.0", "head"}):
+        for steps in (1, 2, 5, 10):
+            rates = [combined([adaptation], stages, fresh, step, steps) for step in range(steps)]
+            never = {stage.name for stage in stages if not any(rate[stage.name] for rate in rates)}
+            assert adaptation.always_zero(stages, fresh, steps) == never
+
+
+@pytest.mark.parametrize("adaptation", [HeadOnly(), FrozenEncoder(), LastStages(2)], ids=str)
+def test_what_is_frozen_from_the_input_on_builds_no_graph(adaptation, make_toy):
+    network = make_toy(1)
+    plan = AdaptationPlan([adaptation], network, set(), 5)
+    plan.freeze()
+    network.train()
+    plan.set_modes(0)
+    graph = {}
+    for stage in network.stages():
+        module = network.get_submodule(stage.modules[0])
+        module.register_forward_hook(lambda _, __, output, name=stage.name: graph.update({name: output.requires_grad}))
+    network(torch.randn(2, 1, 4, 4, 4))
+    assert graph == {stage.name: stage.name not in plan.frozen for stage in network.stages()}
 
 
 def trained(network, adaptation, fresh=(), steps=3):
@@ -131,6 +159,18 @@ def test_frozen_stages_are_bit_identical_after_training_and_the_others_are_not(a
         same = [torch.equal(before[name], tensor) for name, tensor in stage_tensors(network, stage).items()]
         frozen = stage.name in adaptation.always_zero(network.stages(), set(), 3)
         assert all(same) if frozen else not any(same)
+
+
+class Attentive(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.MultiheadAttention(4, 2), nn.Linear(4, 2)
+
+
+def test_biases_of_queries_keys_and_values_are_biases():
+    network = as_network(Attentive(), encoder=["body"], decoder=[], head=["head"])
+    moving = dict(network.named_parameters()).keys() - BiasOnly().holds(network, {"head"})
+    assert moving == {"body.in_proj_bias", "body.out_proj.bias", "head.weight", "head.bias"}
 
 
 def moved(network, before):
@@ -190,6 +230,24 @@ def test_a_decay_that_leaves_the_first_stage_at_rest_is_warned_of():
     assert "leaves the first stage 1.6e-03 of the rate" in caution
     enough = float(caution.split()[-4])
     assert not LayerWiseDecay(enough + 0.01).cautions(STAGES, set())
+
+
+@pytest.mark.parametrize(
+    ("network", "over", "count", "lowest"),
+    [
+        (lambda: UNet(features=(16, 32, 64, 96)), "all", 8, 0.18),
+        (lambda: SwinUNETR(feature_size=12), "all", 11, 0.075),
+        (lambda: ValidUNet(features=(2, 3, 4, 5)), "all", 15, 0.024),
+        (lambda: UNet(features=(16, 32, 64, 96)), "encoder", 4, 0.42),
+        (lambda: SwinUNETR(feature_size=12), "encoder", 5, 0.32),
+        (lambda: ValidUNet(features=(2, 3, 4, 5)), "encoder", 8, 0.13),
+    ],
+)
+def test_what_the_recipes_say_a_published_decay_leaves_of_the_rate(network, over, count, lowest):
+    stages = network().stages()
+    assert len([stage for stage in stages if over in ("all", stage.part)]) == count
+    found = min(LayerWiseDecay(0.75, over=over).multipliers(stages, {"head"}, 0, 1))
+    assert found == pytest.approx(lowest, rel=0.03)
 
 
 def test_a_stage_of_the_encoder_that_is_fresh_in_part_is_told():

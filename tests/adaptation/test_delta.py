@@ -1,5 +1,7 @@
 from typing import Any
+from unittest.mock import Mock
 
+import lightning
 import pytest
 import torch
 from torch import nn
@@ -130,3 +132,18 @@ def test_of_tokens_the_features_lie_last_and_a_pair_shows_nothing():
     with watched(network, ["body"], lambda name, features: torch.zeros_like(features)):
         without = network(image)
     assert float(without.detach().std((2, 3, 4)).max()) == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_source_has_the_precision_in_which_the_network_trains(dtype, make_toy):
+    network, delta = make_toy(1), DELTA()
+    (watching,) = delta.callbacks()
+    delta.build(network, {"head"})  # before a trainer turns the network into half precision
+    module: Any = lightning.LightningModule()
+    module.network, module.fresh = network, {"head"}
+    watching.on_train_start(Mock(spec=lightning.Trainer), module.to(dtype))
+    image = torch.randn(2, 1, 4, 4, 4, dtype=dtype)
+    network(image)
+    penalty = delta.penalty(network, image)["delta"]
+    assert penalty.dtype == torch.float32
+    assert penalty > 0  # dropout and the statistics of the batch

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.optim import SGD, AdamW, lr_scheduler
+from torch.optim.swa_utils import SWALR
 
 from lightning_atlas.adaptation.following import FollowingRates
 
@@ -38,7 +39,13 @@ SCHEDULERS = {
     "ChainedScheduler": lambda optimizer: lr_scheduler.ChainedScheduler(
         [lr_scheduler.LinearLR(optimizer, total_iters=3), lr_scheduler.ExponentialLR(optimizer, 0.9)]
     ),
+    "SWALR": partial(SWALR, swa_lr=0.02, anneal_epochs=5),
 }
+
+
+def test_no_scheduler_that_torch_ships_is_left_out():
+    apart = {"LRScheduler", "ReduceLROnPlateau"}  # the base of all, and one that waits for a metric: see below
+    assert {*lr_scheduler.__all__, "SWALR"} - apart == SCHEDULERS.keys()
 
 
 def share(group, step):

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from lightning_atlas.adaptation import AdaptationPlan, FrozenEncoder, LoRA
+from lightning_atlas.adaptation.lora import is_given
 from lightning_atlas.intake import load_weights, read_weights
 from lightning_atlas.networks import SwinUNETR, UNet, as_network
 from lightning_atlas.networks.base import check_stages
@@ -136,3 +137,13 @@ def test_mistakes_are_named(make_toy):
     for make in (lambda: LoRA(rank=0), lambda: LoRA(alpha=0.0), lambda: LoRA(layers=[])):
         with pytest.raises(ValueError, match="LoRA"):
             make()
+
+
+def test_what_weights_gave_is_told_by_its_name_before_the_updates(make_toy):
+    network = make_toy(1)
+    fresh_names = {name for name, _ in network.named_parameters() if name.startswith(("decoder.1", "head"))}
+    given = {name for name, _ in network.named_parameters()} - fresh_names
+    LoRA(rank=2).build(network, {"decoder.1", "head"})
+    known = {name for name, _ in network.named_parameters() if is_given(name, fresh_names)}
+    assert {name.replace("parametrizations.weight.original", "weight") for name in known} == given
+    assert len(known) == len(given)

@@ -101,11 +101,15 @@ def test_the_source_fills_all_that_it_knows(make_toy):
     assert all(torch.equal(found[name], each) for name, each in before.state_dict().items())
 
 
-@pytest.mark.parametrize("classes", [("liver", "aorta"), ("aorta", "colon")], ids=["half", "none"])
-def test_a_head_with_new_classes_is_kept_whole(classes, make_toy):
+@pytest.mark.parametrize(
+    ("classes", "head"),
+    [(("liver", "aorta"), "by_name"), (("aorta", "colon"), "by_name"), (("liver", "spleen"), "fresh")],
+    ids=["half", "none", "fresh"],
+)
+def test_a_head_with_new_classes_or_a_fresh_one_is_kept_whole(classes, head, make_toy):
     tuned, before = make_toy(2), make_toy(1)
     wanted = {name: each.clone() for name, each in tuned.state_dict().items()}
-    found, kept = source_state(tuned, of_file(before, "liver", "spleen"), classes)
+    found, kept = source_state(tuned, of_file(before, "liver", "spleen"), classes, head=head)
     assert kept == ["head.weight", "head.bias"]
     for name, each in found.items():
         assert torch.equal(each, wanted[name] if name in kept else before.state_dict()[name])

@@ -41,6 +41,15 @@ def test_stages_thaw_one_after_another_from_the_output():
     assert course(GradualThaw(0.6), "a", 100, fresh={"a"}) == [1.0] * 100
 
 
+@pytest.mark.parametrize(
+    ("fresh", "starts"),
+    [({"d"}, {"d": 0, "c": 20, "b": 40, "a": 60}), ({"c", "d"}, {"d": 0, "c": 0, "b": 30, "a": 60})],
+)
+def test_what_is_new_thaws_alone_first(fresh, starts):
+    found = {stage.name: course(GradualThaw(0.6), stage.name, 100, fresh).index(1.0) for stage in STAGES}
+    assert found == starts
+
+
 def nnunet_sawtooth(epoch, decoder, climb, epochs, power=0.9):
     """The published phases, written down phase by phase: (rate of the decoder, rate of the encoder)."""
     half = decoder // 2
@@ -105,6 +114,11 @@ def test_every_rate_is_a_share_and_the_whole_moves_at_the_end_even_of_a_single_s
         (lambda: HeadsFirst(-0.1), "share of HeadsFirst"),
         (lambda: LPFT(rate_after=0.0), "rate_after of LPFT"),
         (lambda: Sawtooth(0.6, 0.6), r"both of Sawtooth is 1\.2"),
+        (lambda: HeadsFirst(1.0), r"share of HeadsFirst is 1\.0, and what rests .* would never move"),
+        (lambda: LastStagesFirst(1.0), r"share of LastStagesFirst is 1\.0, and what rests"),
+        (lambda: LPFT(1.0), r"share of LPFT is 1\.0, and what rests"),
+        (lambda: GradualThaw(1.0), r"share of GradualThaw is 1\.0, and what rests"),
+        (lambda: Valley(1.0, 0.0), r"decoder of Valley is 1\.0, and what rests"),
     ],
 )
 def test_shares_outside_the_run_are_named(build, words):

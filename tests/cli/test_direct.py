@@ -107,6 +107,13 @@ def test_weights_of_another_modality_are_refused_unless_the_recipe_allows_it(sco
     assert "allowed: modality" in out
 
 
+def test_a_voxel_size_that_nobody_stated_is_asked_for(score, tmp_path):
+    folder = export(tmp_path / "weights", replace(CONTRACT, spacing_mm=None))
+    assert "the voxel size that these weights were trained on is not known; say one" in refused(score, folder)
+    code, _, err = score(folder, "--data.preprocess=[{class_path: torchio.Resample, init_args: {target: 6}}]")
+    assert code == 0, err
+
+
 def test_weights_without_any_shared_class_are_refused(score, tmp_path):
     folder = export(tmp_path / "weights", replace(CONTRACT, classes=("brain", "lung", "heart")))
     assert "the weights tell none of the recipe's classes (spleen, liver, kidney, aorta)" in refused(score, folder)

@@ -43,9 +43,9 @@ def inspect(tmp_path, capsys):
     return run
 
 
-def found(inspect, *words):
-    code, out, _ = inspect(*words, "--json")
-    assert code == 0
+def found(inspect, *words, refused=False):
+    code, out, err = inspect(*words, "--json")
+    assert (code, "error: a fit would refuse this: " in err) == ((2, True) if refused else (0, False))
     return json.loads(out)
 
 
@@ -122,15 +122,25 @@ def test_a_recipe_shows_what_it_would_take_and_where_it_breaks_the_contract(insp
         assert part in out
 
 
+def test_a_fresh_head_shows_no_class_as_matched(inspect, tmp_path):
+    words = ["--config", tmp_path / "recipe.yaml", "--model.head=fresh"]
+    told = found(inspect, FORMATS / "1", *words)["recipe"]
+    assert told["head"] == {"matched": [], "fresh": ["spleen", "aorta"], "not_used": ["liver", "spleen"]}
+    assert {each["name"] for each in told["fresh"]} == {"head.weight", "head.bias"}
+    assert told["reshaped"] == []
+
+
 def test_another_network_shows_what_would_stay_fresh(inspect, tmp_path):
     words = ["--config", tmp_path / "recipe.yaml", "--model.network=UNet"]
-    told = found(inspect, FORMATS / "1", *words, "--model.network.features=[2,6]")["recipe"]
+    told = found(inspect, FORMATS / "1", *words, "--model.network.features=[2,6]", refused=True)["recipe"]
     assert 0.1 < told["encoder_share"] < 0.9
     assert "90.0% are required" in told["refused"]
     assert "encoder.1.0.conv.weight" in {each["name"] for each in told["fresh"]}
     assert "encoder.1.0.conv.weight" in {each["name"] for each in told["left_over"]}
-    assert "a fit would refuse this:" in inspect(FORMATS / "1", *words, "--model.network.features=[2,6]")[1]
-    nothing = found(inspect, FORMATS / "1", *words)["recipe"]
+    code, out, err = inspect(FORMATS / "1", *words, "--model.network.features=[2,6]")
+    assert (code, "90.0% are required" in out, len(err.splitlines()) <= 3) == (2, False, True)
+    assert "tensors of " in out
+    nothing = found(inspect, FORMATS / "1", *words, refused=True)["recipe"]
     assert "0.0% of the encoder" in nothing["refused"]
     assert nothing["head"]["matched"] == []
 
@@ -140,6 +150,9 @@ def test_data_that_are_not_here_leave_the_rest_to_be_told(inspect, tmp_path):
     told = found(inspect, FORMATS / "1", *words)["recipe"]
     assert "nowhere" in told["data_not_read"]
     assert len(told["loaded"]) >= 20
+    plan = ["--trainer.max_steps=9", "--model.adaptation=[{class_path: SurgicalBlock, init_args: {first: encoder.9}}]"]
+    told = found(inspect, FORMATS / "1", *words, *plan, refused=True)["recipe"]
+    assert "no stage is called encoder.9" in told["plan_refused"]
 
 
 def test_mistakes_are_told_in_few_lines(inspect, tmp_path):
@@ -182,6 +195,8 @@ def test_a_recipe_shows_what_would_move_and_how_fast(inspect, tmp_path):
     assert [each["rate"]["peak"] for each in body] == pytest.approx([0.01 * 0.5**n for n in reversed(range(len(body)))])
     assert (head["rate"], head["weight_decay"]) == ({"start": 0.01, "peak": 0.01, "end": 0.01}, 0.01)
     assert all(each["moving"] == each["parameters"] for each in told["stages"])
+    typed = [*words[:2], "--trainer.max_steps=100", "--model.adaptation=[{class_path: HeadOnly}]"]  # with a space
+    assert found(inspect, *typed, "--model.network=UNet")["recipe"]["stages"][0]["moving"] == 0
     code, out, _ = inspect(FORMATS / "1", *words)
     assert code == 0
     lines = out.partition("in a fit of 100 optimizer steps:\n")[2].splitlines()
@@ -210,11 +225,14 @@ def test_the_picture_shows_the_rates_and_a_recipe_needs_no_weights_beside_its_ow
         ("{class_path: HeadOnly}", -1, "set trainer.max_steps"),
     ],
 )
-def test_what_cannot_be_planned_is_said(inspect, tmp_path, adaptation, steps, told):
-    words = overlay(tmp_path, adaptation)
-    changes = [f"--trainer.max_steps={steps}", "--trainer.max_epochs=-1"]
-    code, out, _ = inspect(FORMATS / "1", *words, *changes)
-    assert (code, told in out) == (0, True)
+def test_what_cannot_be_planned_is_refused_in_one_line_below_all_else(inspect, tmp_path, adaptation, steps, told):
+    words = [*overlay(tmp_path, adaptation), f"--trainer.max_steps={steps}", "--trainer.max_epochs=-1"]
+    code, out, err = inspect(FORMATS / "1", *words)
+    assert (code, "tensors of " in out, told in out) == (2, True, False)
+    (line,) = err.splitlines()
+    assert line.startswith("error: a fit would refuse this: ")
+    assert told in line
+    assert told in found(inspect, FORMATS / "1", *words, refused=True)["recipe"]["plan_refused"]
 
 
 def test_a_decay_that_leaves_nearly_nothing_is_warned_of_once(inspect, tmp_path):

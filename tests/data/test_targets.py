@@ -39,6 +39,15 @@ def test_values_and_labels_have_a_column_each():
     assert [value.tolist() for value in labels.values()] == [[1.0, 0.0], [1.0, 1.0]]
 
 
+def test_small_values_keep_their_scale_and_equal_ones_have_no_spread():
+    targets = Targets("values", ["flow", "age"])
+    scans = [torch.tensor([flow, 61.7]) for flow in (1.2e-7, 3.4e-7, 5.0e-7)] * 300
+    found = targets.scale(scans)
+    assert found is not None
+    assert found[0] == pytest.approx((3.2e-7, 1.5578e-7), rel=1e-4)
+    assert found[1][1] == 0.0
+
+
 def test_a_line_may_be_a_patients_and_scans_to_predict_on_need_none():
     targets = Targets("values", ["age"], table("patient,age\np,60\n"))
     found = targets.of([case("a", patient="p"), case("b", patient="p"), case("new", "predict")])

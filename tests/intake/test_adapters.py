@@ -1,6 +1,7 @@
 """Each rule against what it promises of numbers: the answers of convolutions, not the shapes of kernels."""
 
 import copy
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -8,10 +9,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from lightning_atlas.contract import Contract
 from lightning_atlas.intake.adapters import (
     InputChannels,
     KernelSize,
     NearestStage,
+    Pair,
     PositionEmbeddings,
     chosen_adapters,
     kernel_for_channels,
@@ -20,7 +23,7 @@ from lightning_atlas.intake.adapters import (
 )
 from lightning_atlas.intake.loading import load_weights
 from lightning_atlas.intake.weights import SourceWeights
-from lightning_atlas.networks import Network, Stage, SwinUNETR, UNet, as_network
+from lightning_atlas.networks import ACSResNet, Network, NnUNet, ResUNet, Stage, STUNet, SwinUNETR, UNet, as_network
 
 COUNTS = [(1, 3), (2, 4), (2, 5), (3, 4), (4, 1), (4, 3), (3, 2)]
 
@@ -176,6 +179,80 @@ def test_relative_positions_of_a_window_go_into_a_smaller_one():
     torch.testing.assert_close(ours, moved_tokens(theirs, (13, 13, 13), (5, 5, 5)))
     assert not report.fresh_names
     assert {each.name.rsplit("_", 1)[1] for each in report.reshaped} == {"table", "index"}
+
+
+def test_relative_positions_of_a_window_that_is_no_cube_need_its_grid():
+    name, tables = "attn.relative_position_bias_table", (torch.randn(13 * 13 * 7, 3), torch.randn(5**3, 3))
+    pair = Pair(name, *tables, None)
+    taken = PositionEmbeddings((13, 13, 7)).take(pair)
+    assert taken is not None
+    torch.testing.assert_close(taken.value, moved_tokens(tables[0], (13, 13, 7), (5, 5, 5)))
+    for given in (None, (13, 13, 6)):
+        with pytest.raises(ValueError, match=r"no cube.*source_grid: \[i, j, k\], 2 x window - 1"):
+            PositionEmbeddings(given).take(pair)
+
+
+NAMED = [
+    ("repeat", "t2 t1", [[0, 1], [1, 0]], "t2, t1 by name"),
+    ("zero", "t2 t1", [[0, 1], [1, 0]], "t2, t1 by name"),
+    ("mean", "t2 t1", [[0, 1], [1, 0]], "t2, t1 by name"),
+    ("repeat", "flair t1 t2", [[0.5, 0], [0.5, 0], [0, 1]], "t1, t2 by name; flair repeats t1, t2"),
+    ("mean", "flair t1 t2", [[1 / 3, 1 / 3], [2 / 3, 0], [0, 2 / 3]], "t1, t2 by name; flair the mean of t1, t2"),
+    ("zero", "flair t1 t2", [[0, 0], [1, 0], [0, 1]], "t1, t2 by name; flair 0"),
+    ("repeat", "flair t1", [[0, 1], [1, 0]], "t1 by name; flair repeats t2"),
+    ("mean", "flair t1", [[0, 1], [1, 0]], "t1 by name; flair the mean of t2"),
+    ("zero", "flair t1", [[0, 0], [1, 0]], "t1 by name; flair 0; t2 left out"),
+    ("mean", "t2", [[1, 1]], "t2 by name; t1 shared by all"),
+    ("zero", "t2", [[0, 1]], "t2 by name; t1 left out"),
+]
+
+
+@pytest.mark.parametrize(("how", "names", "shares", "words"), NAMED)
+@pytest.mark.parametrize("sides", [(3, 3, 3), (3, 3)])
+def test_channels_that_both_sides_name_go_by_name(how, names, shares, words, sides):
+    """`shares` says how much of t1 and t2 each channel here is."""
+    ours, kernel = tuple(names.split()), torch.randn(4, 2, *sides)
+    pair = Pair("stem", kernel, torch.empty(4, len(ours), *sides), (2, len(ours)), (("t1", "t2"), ours))
+    taken = InputChannels(how).take(pair)
+    assert taken is not None
+    torch.testing.assert_close(taken.value, torch.einsum("ci,oi...->oc...", torch.tensor(shares).float(), kernel))
+    assert taken.how == f"2 -> {len(ours)} input channels: {words}"
+    if how != "zero":
+        torch.testing.assert_close(taken.value.sum(1), kernel.sum(1))
+
+
+@pytest.mark.parametrize("ours", [("t1", "t2"), ("a", "b"), ("t2",), ()])
+def test_kernels_of_as_many_channels_stay_where_no_name_says_otherwise(ours):
+    pair = Pair("stem", torch.randn(4, 2, 3, 3, 3), torch.empty(4, 2, 3, 3, 3), (2, 2), (("t1", "t2"), ours))
+    assert [InputChannels(how).take(pair) for how in ("repeat", "mean", "zero")] == [None] * 3
+
+
+@pytest.mark.parametrize(
+    ("build", "sides"),
+    [
+        (lambda: UNet(in_channels=2, features=(4, 6)), (8, 8, 8)),
+        (lambda: STUNet(2, 2, (4, 6, 8), (1, 1, 1), (1, 2, 2)), (8, 8, 8)),
+        (lambda: NnUNet(2, 2, (4, 6, 8), (3,) * 3, (1, 2, 2), (1,) * 5), (8, 8, 8)),
+        (lambda: ResUNet(ACSResNet(in_channels=2, features=8)), (32, 32, 16)),
+    ],
+    ids=["UNet", "a shortcut from the image", "kernels of several names", "kernels in planes"],
+)
+def test_channels_in_another_order_are_answered_as_before(build, sides):
+    trained, network = build().eval(), build().eval()
+    source = replace(source_of(trained), contract=Contract(channels=("t1", "t2")))
+    report = load_weights(network, source, adapters=[InputChannels()], channels=("t2", "t1"))
+    image = torch.randn(1, 2, *sides)
+    with torch.no_grad():
+        expected, found = trained(image), network(image.flip(1))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert {each.how for each in report.reshaped} == {"2 -> 2 input channels: t2, t1 by name"}
+
+
+def test_a_layer_as_wide_as_the_image_leaves_open_which_kernels_read_it():
+    names = ("t1", "t2"), ("t2", "t1")
+    pair = Pair("stem", torch.randn(2, 2, 3, 3, 3), torch.empty(2, 2, 3, 3, 3), (2, 2), names)
+    with pytest.raises(ValueError, match=r"stem has as many outputs as the image has channels.*weights, t1, t2"):
+        InputChannels().take(pair)
 
 
 def blocks(number: int, width: int = 4, channels: int = 1, kernel: int = 3) -> Network:

@@ -7,9 +7,10 @@ import torch
 
 from lightning_atlas.contract import Contract
 from lightning_atlas.intake import zoo
-from lightning_atlas.intake.depth_axis import check_inflated, check_three_slices, inflated_along
-from lightning_atlas.intake.loading import by_entry
+from lightning_atlas.intake.depth_axis import check_idle, check_inflated, check_three_slices, inflated_along
+from lightning_atlas.intake.loading import by_entry, load_weights
 from lightning_atlas.intake.weights import SourceWeights
+from lightning_atlas.networks import R3D
 from lightning_atlas.networks.depth import Conv3d
 
 CUBIC = torch.randn(4, 3, 3, 3, 3)
@@ -62,6 +63,26 @@ def test_a_first_kernel_of_three_slices_must_have_its_idle_taps_along_k():
         with pytest.raises(ValueError, match=rf"vdt\.pth: conv1\.weight is said .*\n.*slices lie along {idle}"):
             check_three_slices({"conv1.weight": turned}, "vdt.pth")
     check_three_slices({"conv1.weight": torch.randn(4, 1, 7, 7, 3)}, "vdt.pth")  # no idle tap among seven
+
+
+def test_idle_taps_along_another_axis_are_refused_in_any_file():
+    kernel = trained_on_three_slices()
+    check_idle({"conv1.weight": kernel, "other.weight": CUBIC}, "tensors.pt")
+    check_idle({"conv1.weight": torch.randn(4, 1, 7, 7, 7), "wide.weight": kernel.expand(4, 3, 7, 7, 7)}, "tensors.pt")
+    for turned, idle, order in ((kernel.transpose(2, 4), "i", "kji"), (kernel.transpose(3, 4), "j", "jki")):
+        with pytest.raises(
+            ValueError, match=rf"tensors\.pt: .* conv1\.weight are idle along {idle}(.|\n)*axes: {order}"
+        ):
+            check_idle({"conv1.weight": turned}, "tensors.pt")
+
+
+def test_a_file_whose_hash_is_unknown_is_looked_at_when_a_network_takes_it():
+    network, kernel = R3D(features=4), trained_on_three_slices()
+    tensors = network.state_dict() | {"conv1.weight": kernel}
+    assert load_weights(network, SourceWeights(tensors, None, "tensors.pt", "0" * 64)).fresh == []
+    turned = tensors | {"conv1.weight": kernel.transpose(2, 4).contiguous()}
+    with pytest.raises(ValueError, match="NAME=FILE"):
+        load_weights(network, SourceWeights(turned, None, "tensors.pt", "0" * 64))
 
 
 def test_published_weights_of_three_slices_are_looked_at_when_they_are_read():

@@ -110,7 +110,7 @@ def test_weights_of_another_network_are_refused_and_nothing_changes(wrong, make_
         load_weights(network, source_of(tensors))
     assert unchanged(network, make_toy(2).state_dict())
     told = str(caught.value)
-    assert "Fresh would be encoder.0.0.weight 4x1x3x3x3" in told
+    assert "(fresh encoder.0.0.weight 4x1x3x3x3" in told
     assert next(iter(tensors)) in told.split("left over ")[1]
     assert len(told) < 900
 
@@ -182,6 +182,21 @@ def test_a_head_of_the_same_size_whose_outputs_cannot_be_named_is_not_taken_by_p
     assert torch.equal(network.head.weight, make_toy(2).head.weight)
     assert report.fresh_outputs == ["background", "eye", "nose"]
     assert report.fresh_names == {"head.weight", "head.bias"}
+
+
+@pytest.mark.parametrize("theirs", [("spleen", "liver"), ("liver", "spleen"), None])
+@pytest.mark.parametrize("ours", [("liver", "spleen"), ()])
+def test_a_fresh_head_takes_nothing_of_classes_that_both_have(theirs, ours, make_toy):
+    trained, network = make_toy(1), make_toy(2)
+    source = source_of(trained.state_dict(), theirs)
+    report = load_weights(network, source, ours, head="fresh")
+    assert torch.equal(network.head.weight, make_toy(2).head.weight)
+    assert torch.equal(network.head.bias, make_toy(2).head.bias)
+    assert {each.name for each in report.fresh} == {"head.weight", "head.bias"} == report.fresh_names
+    assert {each.name for each in report.left_over} == {"head.weight", "head.bias"}
+    assert report.fresh_outputs == (["background", *ours] if ours else [])
+    assert "fresh      head.weight" in str(report)
+    assert_adds_up(report, network, source)
 
 
 def test_a_transposed_convolution_has_its_outputs_on_the_other_axis(make_toy):

@@ -1,6 +1,7 @@
 """Inflated 2D ResNets against the 2D ResNet itself, a volume of equal slices against the picture."""
 
 import hashlib
+import re
 from dataclasses import replace
 
 import pytest
@@ -13,7 +14,7 @@ from lightning_atlas.intake import zoo
 from lightning_atlas.intake.loading import IntakeReport, as_adapted, load_weights, read_weights
 from lightning_atlas.intake.two_d import Inflation, KernelAxes, inflated
 from lightning_atlas.intake.weights import SourceWeights
-from lightning_atlas.networks import P3D, R3D, ACSResNet, DepthPolicy, Network, PooledEncoder
+from lightning_atlas.networks import P3D, R3D, ACSResNet, DepthPolicy, Network, PooledEncoder, as_network
 
 REPLICATE = DepthPolicy(padding="replicate")
 PRESERVE = DepthPolicy()
@@ -66,13 +67,33 @@ def test_equal_slices_are_answered_as_the_picture_was(how, policy, slices, same)
     assert {each.name for each in report.left_over} == {"fc.weight", "fc.bias"}
 
 
-def test_a_mean_is_right_where_no_zeros_reach():
+def test_a_mean_is_right_where_no_zeros_reach_and_off_elsewhere():
+    """README has these numbers: the least and the most of five levels, of three slices and of nine."""
     flat, network, grey = drawn_flat(1), R3D(features=8, depth_policy=PRESERVE), picture()
     load(network, source_of(flat), Inflation("mean"))
-    stem = network.levels(as_volume(grey, 9))[:1]
-    wanted = flat.levels(grey.expand(-1, 3, -1, -1))[:1]
-    assert difference([stem[0][..., 3:6]], wanted) < 1e-5
-    assert difference(stem, wanted) > 0.1
+    wanted = [[each] for each in flat.levels(grey.expand(-1, 3, -1, -1))]
+    thin, thick = (network.levels(as_volume(grey, slices)) for slices in (3, 9))
+    off = [difference([ours], theirs) for ours, theirs in zip(thin, wanted, strict=True)]
+    assert (min(off), max(off)) == pytest.approx((0.58, 0.89), abs=0.01)
+    off = [difference([ours], theirs) for ours, theirs in zip(thick, wanted, strict=True)]
+    assert (min(off), max(off)) == pytest.approx((0.43, 0.68), abs=0.01)
+    centre = [difference([ours[..., 4:5]], theirs) for ours, theirs in zip(thick, wanted, strict=True)]
+    assert max(centre) == pytest.approx(0.08, abs=0.01)
+    assert difference([thick[0][..., 3:6]], wanted[0]) < 1e-5
+
+
+def test_a_mean_beside_zeros_is_told():
+    (note,) = load(R3D(features=8), source_of(drawn_flat(1)), Inflation("mean")).notes
+    assert re.search(r"in 17 layers, such as conv1: .* how: centre, or .* depth_policy: {padding: replicate}$", note)
+    repeating, thin = R3D(features=8, depth_policy=REPLICATE), ACSResNet(features=8, kernels="slice")
+    for network, rule in ((repeating, Inflation("mean")), (thin, Inflation("mean")), (R3D(features=8), Inflation())):
+        assert load(network, source_of(drawn_flat(1)), rule).notes == []
+
+
+def test_a_mean_beside_zeros_that_stay_has_one_remedy():
+    network = as_network(nn.Sequential(nn.Conv3d(3, 4, 3, padding=1), nn.Conv3d(4, 2, 1)), ["0"], [], ["1"])
+    flat = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 2, 1))
+    assert load(network, source_of(flat), Inflation("mean")).notes[0].endswith("; take how: centre")
 
 
 @pytest.mark.parametrize("bottlenecks", [False, True])

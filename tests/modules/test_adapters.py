@@ -69,3 +69,34 @@ def test_weights_of_two_channels_start_a_network_of_three(tmp_path, toy_data, ca
     told = capsys.readouterr().out
     assert "allowed: channels: the weights expect (t1, t2), the data give (a, b, c)" in told
     assert "2 -> 3 input channels: sum divided by 3" in told
+
+
+def test_weights_of_channels_in_another_order_go_by_name(tmp_path, toy_data, capsys):
+    class Two(toy_data):
+        """An image of two channels."""
+
+        def on_before_batch_transfer(self, batch, dataloader_idx):
+            return {**batch, "image": batch["image"].expand(-1, 2, -1, -1, -1)}
+
+    trained = UNet(in_channels=2, features=(4, 6), out_channels=3)
+    path = tmp_path / "two.safetensors"
+    write_weights(path, trained, TWO, {})
+    settings: Any = {"optimizer": partial(torch.optim.SGD, lr=0.0), "weights": str(path)}
+    task = Segmentation(SlidingWindow((8, 8, 8)))
+    quiet: Any = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False, "accelerator": "cpu"}
+
+    def fit(**how: Any) -> UNet:
+        module: Any = TransferLearning(UNet(2, 3, (4, 6)), task, **settings, **how)
+        lightning.Trainer(max_steps=1, limit_val_batches=0, **quiet).fit(
+            module, Two(replace(TWO, channels=("t2", "t1")))
+        )
+        return module.network
+
+    with pytest.raises(ValueError, match=r"take channels by their names: .*InputChannels"):
+        fit()
+    first, *others = trained.state_dict()
+    for how in ({"adapters": [InputChannels("zero")]}, {"allow": ["channels"]}):
+        found = fit(**how).state_dict()
+        assert torch.equal(found[first], trained.state_dict()[first].flip(1))
+        assert all(torch.equal(found[name], trained.state_dict()[name]) for name in others if "head" not in name)
+        assert "2 -> 2 input channels: t2, t1 by name" in capsys.readouterr().out

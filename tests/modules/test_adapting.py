@@ -7,7 +7,8 @@ import lightning
 import pytest
 import torch
 from jsonargparse import ArgumentParser
-from lightning.pytorch.cli import LRSchedulerCallable
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LRSchedulerCallable, ReduceLROnPlateau
 from torch import nn
 from torch.optim import lr_scheduler
 
@@ -185,6 +186,31 @@ def test_a_resumed_run_is_bit_identical_to_one_in_a_single_go(epochs, adaptation
     assert [name for name, value in whole.items() if not torch.equal(value, rest[name])] == []
 
 
+def test_a_longer_run_never_rests_again_what_moved(toy_data, tmp_path, capsys):
+    trainer(StopAfter(3, tmp_path / "half.ckpt"), epochs=4).fit(module(HeadsFirst(0.5)), datamodule=toy_data())
+    on = {"datamodule": toy_data(), "ckpt_path": tmp_path / "half.ckpt"}
+    trainer(epochs=5).fit(module(HeadsFirst(0.5)), **on)
+    assert "planned for 16 steps, now 20: rates follow the new length" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"planned for 16 steps, .* have 32: .* first, second would rest again"):
+        trainer(epochs=8).fit(module(HeadsFirst(0.5)), **on)
+
+
+def test_a_checkpoint_of_a_validation_knows_what_its_schedule_was_told(toy_data, tmp_path):
+    schedule = partial(
+        ReduceLROnPlateau, monitor="val/dice", mode="max", patience=0, threshold=10.0, threshold_mode="abs"
+    )
+    saving = ModelCheckpoint(
+        tmp_path, filename="{step}", every_n_epochs=1, save_top_k=-1, save_on_train_epoch_end=False
+    )
+    run = module(FullFineTuning(), schedule=schedule)
+    trainer(saving, epochs=3, val_check_interval=2, enable_checkpointing=True).fit(run, datamodule=toy_data())
+    rates = []
+    for step in (2, 4, 6):  # the first validation sets the mark, and each further one is no better by 10
+        kept = torch.load(tmp_path / f"step={step}.ckpt", weights_only=True)
+        rates.append(kept["lr_schedulers"][0]["stand_in"]["group"]["lr"])
+    assert rates == pytest.approx([1e-2, 1e-3, 1e-4])
+
+
 def test_a_resumed_run_freezes_by_what_was_fresh_though_the_weights_are_gone(toy_data, tmp_path):
     adaptation = SurgicalBlock("first")
     run = module(adaptation, fresh=["second", "last"])
@@ -227,9 +253,20 @@ def test_anchors_are_what_the_weights_gave_also_where_a_run_resumes(source, toy_
     other = module(Pull(), weights=source("other.ckpt", 2))
     with pytest.raises(ValueError, match=r"the run began from .*source\.ckpt with hash"):
         trainer().fit(other, datamodule=toy_data(), ckpt_path=tmp_path / "half.ckpt")
+    without = module(Pull())
+    with pytest.raises(ValueError, match=r"goes on from random weights: .* give these in model\.init_args\.weights"):
+        trainer().fit(without, datamodule=toy_data(), ckpt_path=tmp_path / "half.ckpt")
     gone = module(Pull(), weights=str(tmp_path / "gone.ckpt"))
     with pytest.raises(FileNotFoundError, match="gone"):
         trainer().fit(gone, datamodule=toy_data(), ckpt_path=tmp_path / "half.ckpt")
+
+
+def test_a_run_from_random_weights_does_not_go_on_from_others(source, toy_data, tmp_path):
+    trainer(StopAfter(1, tmp_path / "half.ckpt")).fit(module(Pull()), datamodule=toy_data())
+    trainer().fit(module(Pull()), datamodule=toy_data(), ckpt_path=tmp_path / "half.ckpt")
+    named = module(Pull(), weights=source("source.ckpt", 1))
+    with pytest.raises(ValueError, match=r"began from random weights, and goes on from .*source\.ckpt with hash"):
+        trainer().fit(named, datamodule=toy_data(), ckpt_path=tmp_path / "half.ckpt")
 
 
 def test_a_penalty_is_a_term_of_the_loss_and_logged(toy_data):

@@ -200,9 +200,8 @@ def test_what_weights_do_not_state_stays_and_is_told(tmp_path, capsys):
     scans = data()
     trainer().fit(module(path), scans)
     assert preprocessing(scans.contract) == preprocessing(data().contract) | {"spacing_mm": (4.0, 4.0, 4.0)}
-    assert (
-        "adopted: the weights do not state orientation, normalization: as the recipe has it" in capsys.readouterr().out
-    )
+    told = "adopted: the weights do not state orientation, normalization: as the recipe has it; write what you know"
+    assert f"{told} of it into data.init_args.preprocess" in capsys.readouterr().out
 
 
 def test_a_data_module_that_cannot_adopt_is_told(weights, toy_data):
@@ -224,6 +223,13 @@ def test_what_can_never_be_meant_stops_even_with_all_the_rest_allowed():
     assert "allow:" not in str(caught.value)
     assert len(check_agreement(WEIGHTS, replace(given, axis_order="ijk"), meant, "w")) == 2
     check_prepared(WEIGHTS, replace(WEIGHTS, modality="MR", channels=("T1",)), [])
+
+
+def test_channels_that_both_sides_name_are_to_be_taken_by_name():
+    given = replace(WEIGHTS, channels=("T1", "T2"))
+    for names, told in {("T2", "T1"): "channels by their names", ("A", "B"): "other channels"}.items():
+        with pytest.raises(ValueError, match=f"take {told}: model.init_args.adapters"):
+            check_agreement(given, replace(given, channels=names), [], "w")
 
 
 def test_weights_for_one_channel_serve_several_where_that_is_allowed(weights, toy_data, toy_batch):

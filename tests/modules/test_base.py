@@ -181,6 +181,30 @@ def test_only_outputs_that_no_weights_gave_start_at_their_prior(toy_data, tmp_pa
     assert ours[2].item() == pytest.approx(math.log(0.01))
 
 
+def test_a_fresh_head_stays_as_drawn_for_classes_that_the_weights_know_and_a_resumed_run_keeps_it(toy_data, tmp_path):
+    def fitted(length=1, resumed=None, **settings: Any):
+        run, fit = module(**settings), trainer(max_epochs=length)
+        run.optimizer = partial(torch.optim.SGD, lr=0.0)
+        fit.fit(run, datamodule=toy_data(), ckpt_path=resumed)
+        return run, fit
+
+    first, source = trainer(), module(SupervisedPretraining)
+    first.fit(source, datamodule=toy_data())
+    first.save_checkpoint(tmp_path / "source.ckpt")
+    start: Any = {"weights": str(tmp_path / "source.ckpt")}
+    (taken, _), (fresh, fit), (scratch, _) = fitted(**start), fitted(**start, head="fresh"), fitted()
+    assert torch.equal(taken.network.head.weight, source.network.head.weight)
+    assert torch.equal(fresh.network.head.weight, scratch.network.head.weight)
+    assert not torch.equal(fresh.network.head.weight, taken.network.head.weight)
+    assert (taken.fresh, fresh.fresh) == (set(), {"head"})
+
+    fit.save_checkpoint(tmp_path / "half.ckpt")
+    rest, _ = fitted(2, tmp_path / "half.ckpt", **start, head="fresh")
+    assert torch.equal(rest.network.head.weight, fresh.network.head.weight)
+    assert rest.fresh == {"head"}
+    assert rest.intake.fresh_names == fresh.intake.fresh_names == {"head.weight", "head.bias"}
+
+
 def test_an_impossible_prior_stops_before_training(toy_data):
     with pytest.raises(ValueError, match="the prior has no share of spleen"):
         trainer().fit(module(head_prior={"liver": 0.1}), datamodule=toy_data())

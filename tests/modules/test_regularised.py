@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
-from lightning_atlas.adaptation import DELTA, EMA, L2SP, AutoRGN, HeadsFirst, StochasticNorm
+from lightning_atlas.adaptation import DELTA, EMA, L2SP, AutoRGN, FrozenEncoder, HeadsFirst, LoRA, StochasticNorm
 from lightning_atlas.adaptation.statistics import reestimate_statistics
 from lightning_atlas.contract import Contract
 from lightning_atlas.inference import SlidingWindow
@@ -79,6 +79,15 @@ def weights(data, tmp_path):
     return str(tmp_path / "source.ckpt")
 
 
+@pytest.fixture
+def encoder_weights(weights, tmp_path):
+    """Give a file of the first stage alone."""
+    state = torch.load(weights, weights_only=True)["state_dict"]
+    names = {key.removeprefix("network."): each for key, each in state.items() if key.startswith("network.first.")}
+    torch.save(names, tmp_path / "encoder.pt")
+    return str(tmp_path / "encoder.pt")
+
+
 class SaveAt(lightning.Callback):
     """Save when so many steps are done, and stop."""
 
@@ -130,6 +139,20 @@ def test_a_resumed_run_ends_as_the_whole_one_bit_by_bit(arm, step, data, weights
     assert not same(without.network.state_dict(), whole.network.state_dict())
 
 
+def test_a_stage_that_is_frozen_is_that_of_the_source_also_after_a_resume(data, weights, tmp_path):
+    def fit(*callbacks, **settings):
+        run = module(FrozenEncoder(), weights=weights)
+        trainer(*callbacks, max_epochs=2).fit(run, datamodule=data(), **settings)
+        return run.network.state_dict()
+
+    first, rest = fit(SaveAt(3, tmp_path / "half.ckpt")), fit(ckpt_path=tmp_path / "half.ckpt")
+    source = torch.load(weights, weights_only=True)["state_dict"]
+    frozen = {name for name in rest if name.startswith("first.")}
+    assert {"first.0.weight", "first.1.running_var", "first.1.num_batches_tracked"} <= frozen
+    assert [name for name in frozen if not torch.equal(rest[name], source[f"network.{name}"])] == []
+    assert int(rest["second.1.num_batches_tracked"]) == int(first["second.1.num_batches_tracked"]) + 5
+
+
 # L2-SP
 
 
@@ -169,6 +192,15 @@ def test_l2_sp_with_a_strong_pull_ends_at_the_source_and_without_source_says_so(
     assert (
         "caution: L2SP has no source weights to draw towards: it is a weight decay of 0.25" in capsys.readouterr().out
     )
+
+
+def test_l2_sp_draws_fresh_stages_and_the_matrices_of_lora_to_zero(data, encoder_weights):
+    run = module(LoRA(rank=2), L2SP(), weights=encoder_weights)
+    trainer(limit_val_batches=0).fit(run, datamodule=data())
+    assert {"second.0.parametrizations.weight.original", "first.0.parametrizations.weight.0.A"} <= {
+        name for name, each in run.network.named_parameters() if each.requires_grad
+    }
+    assert run.anchor == {}
 
 
 # DELTA
@@ -229,6 +261,20 @@ def test_attention_is_measured_under_the_head_as_trained_and_the_body_of_the_sou
     torch.testing.assert_close(delta.attention["first"], expected, rtol=1e-3, atol=1e-3)
 
 
+def test_delta_judges_its_source_by_fresh_stages_that_a_later_lora_has_renamed(data, encoder_weights):
+    delta: Any = DELTA(attention_batches=1, attention_after=0.5)
+    run = module(delta, LoRA(rank=2), optimizer=SGD, weights=encoder_weights)
+    seconds: list[Any] = []
+
+    class Second(lightning.Callback):
+        def on_train_batch_start(self, trainer, pl_module: Any, batch, batch_idx):
+            seconds.append(pl_module.network.second[0].weight.detach().clone())
+
+    trainer(Second(), limit_val_batches=0).fit(run, datamodule=data())
+    assert torch.equal(delta.source.second[0].weight, seconds[2])
+    assert not torch.equal(seconds[2], seconds[0])
+
+
 # EMA
 
 
@@ -272,6 +318,15 @@ def test_the_averages_statistics_are_those_of_the_last_training_patches(data, we
     reestimate_statistics(run.network, [toy_batch(number)["image"] for number in (2, 3)])
     for name in ("first.1.running_mean", "second.1.running_var"):
         torch.testing.assert_close(run.network.state_dict()[name], found[name])
+
+
+def test_after_a_fit_the_average_stays_whatever_is_validated(data, weights):
+    run = module(EMA(0.5), weights=weights)
+    fit = trainer()
+    fit.fit(run, datamodule=data())
+    average = {name: each.clone() for name, each in run.network.state_dict().items()}
+    fit.validate(run, datamodule=data(), verbose=False)
+    assert same(run.network.state_dict(), average)
 
 
 def test_ema_needs_whole_checkpoints(data, tmp_path):

@@ -134,6 +134,19 @@ def test_filling_changes_what_deep_scans_are_answered_and_never_pictures(how, tm
     assert torch.equal(saved, stem)
 
 
+def test_planes_that_weights_bring_are_not_called_untrained_and_never_overwritten(tmp_path, capsys):
+    with pytest.raises(ValueError, match=r"untrained_taps: zero would overwrite what start\.pt brings"):
+        module(weights="start.pt", untrained_taps="zero")
+    start = tmp_path / "start.pt"
+    torch.save(module().network.state_dict(), start)
+    model = module(weights=str(start))
+    trainer = fit(model, folder=tmp_path)
+    trainer.save_checkpoint(tmp_path / "after.ckpt")
+    told = "\n".join(read_file(tmp_path / "after.ckpt").notes)
+    assert told == "backbone.conv1.weight: not trained by this run, as its weights brought them: 0, 6 of 7 along k"
+    capsys.readouterr()
+
+
 def test_a_checkpoint_is_filled_while_the_run_goes_on_unchanged(tmp_path):
     straight, filling = module(), module(untrained_taps="zero")
     fit(straight, max_epochs=2)

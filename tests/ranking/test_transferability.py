@@ -147,6 +147,14 @@ def test_one_unit_or_features_without_difference_have_no_score():
     assert cc_fv([flat], ONE).isnan().all()
 
 
+def test_voxels_of_all_windows_are_compared_where_there_are_more_than_are_looked_at():
+    windows = [torch.randn(100, 3).double() + 10 * number for number in range(4)]
+    elsewhere = [windows[0], *(each + 50 for each in windows[1:])]
+    level = [LevelFeatures(torch.cat(each), torch.ones(400, 1).bool()) for each in (windows, elsewhere)]
+    distance, whole = (class_distances(level, most)[0, 0, 1].item() for most in (100, 400))
+    assert distance == pytest.approx(whole, rel=0.05)
+
+
 def test_a_class_with_few_voxels_in_a_unit_is_not_compared_there():
     few = units()
     few[1].members[:, 1] = False
