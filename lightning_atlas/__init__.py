@@ -117,6 +117,7 @@ if TYPE_CHECKING:
         ValidUNet as ValidUNet,
         as_network as as_network,
         as_volumetric as as_volumetric,
+        set_depth as set_depth,
     )
     from lightning_atlas.tasks import (
         Classification as Classification,
@@ -243,6 +244,7 @@ PUBLIC = {
     "WorldBoxes": "data",
     "as_network": "networks",
     "as_volumetric": "networks",
+    "set_depth": "networks",
 }
 """Public name: the part of the package that defines it."""
 

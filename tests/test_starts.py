@@ -12,12 +12,12 @@ from lightning_atlas import Inflation
 from lightning_atlas.cli import main
 from lightning_atlas.cli.comparing import compare
 from lightning_atlas.cli.recipes import recipes_folder
-from lightning_atlas.contract import PREPROCESSED, SEEN
+from lightning_atlas.contract import PREPROCESSED, SEEN, Contract
 from lightning_atlas.data import ColoursToSlices, DrawnPictures, PictureDataModule, RandomColoursToSlices
 from lightning_atlas.intake.loading import load_weights, read_weights
 from lightning_atlas.intake.weights import SourceWeights
 from lightning_atlas.intake.zoo import build_network, entries, is_spec
-from lightning_atlas.networks import R3D, PooledEncoder
+from lightning_atlas.networks import P3D, R3D, PooledEncoder, SliceDetector
 
 ALL = set(PREPROCESSED)
 NOT_PUBLISHED = {
@@ -128,6 +128,27 @@ def test_targets_with_a_network_of_their_own_start_from_pictures_in_it(name, beg
     assert found["network"] == (asked if asked != "R3D" else "PooledEncoder")
     assert found["encoder_share"] == 1.0
     assert "refused" not in found
+
+
+NARROW_DETECTOR = ["--model.network.network.depth=18ba", "--model.network.network.features=8"]
+
+
+def test_lesions_start_from_the_detector_that_photographs_taught(tmp_path):
+    """All of it but the weights of the nine slices and the layers of the classes."""
+    network = SliceDetector(P3D(depth="18ba", features=8), out_channels=80, slices=3, features=16)
+    contract = Contract(classes=tuple(f"thing {n}" for n in range(80)), orientation="LPS", predicts="boxes")
+    own = {"contract": contract.to_dict(), "source": None, "fresh": []}
+    state = {f"network.{name}": each for name, each in network.state_dict().items()}
+    torch.save({"state_dict": state, "lightning_atlas": own, "global_step": 1, "epoch": 0}, tmp_path / "last.ckpt")
+    recipes = [recipes_folder() / each for each in ("target/deeplesion.yaml", "start/vdt_weights.yaml")]
+    weights = str(tmp_path / "last.ckpt")
+    words = [f"--model.weights={weights}", *NARROW_DETECTOR, "--model.network.features=16"]
+    found = compare(read_weights(weights), recipes, words)
+    assert "refused" not in found
+    assert found["encoder_share"] == 1.0
+    assert {each["name"].split(".")[0] for each in found["fresh"]} == {"collapse", "bbox_head"}
+    last = {"bbox_head.fc_cls", "bbox_head.fc_reg"}
+    assert {each["name"].rpartition(".")[0] for each in found["left_over"]} <= last
 
 
 def test_weights_that_were_not_fetched_stop_the_fit_before_anything_is_prepared(tmp_path, capsys, monkeypatch):

@@ -3,7 +3,7 @@
 from lightning_atlas.networks.acs import ACSResNet
 from lightning_atlas.networks.base import Backbone, Encoding, Network, Pyramid, Stage
 from lightning_atlas.networks.collapse import DepthCollapse, depth_collapse
-from lightning_atlas.networks.depth import DepthPolicy
+from lightning_atlas.networks.depth import DepthPolicy, set_depth
 from lightning_atlas.networks.detection import (
     AdaptiveMatcher,
     AnchorLoss,
@@ -72,4 +72,5 @@ __all__ = [
     "as_network",
     "as_volumetric",
     "depth_collapse",
+    "set_depth",
 ]

@@ -1,7 +1,7 @@
 """Flat kernels laid into three planes of a volume, so that 2D weights serve a 3D network as they are."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -46,6 +46,9 @@ class ACSConv3d(Conv3d):
         ValueError: The side of the kernel is even, so that its views would not lie around the same voxel.
     """
 
+    further_axes: ClassVar[dict[str, int]] = {"views": 1}
+    """Along which axis the outputs lie of what is neither weight nor bias."""
+
     def __init__(
         self,
         inputs: int,
@@ -69,6 +72,13 @@ class ACSConv3d(Conv3d):
         self.kernels: Kernels = kernels
         self.views = nn.Parameter(self.weight.new_zeros(3, outputs)) if kernels == "soft" else None
         self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw kernel and bias anew, and weigh the views alike."""
+        super().reset_parameters()
+        views = getattr(self, "views", None)  # torch calls this before there are any
+        if views is not None:
+            nn.init.zeros_(views)
 
     def forward(self, input: Maps) -> Convolved:
         """Return the convolved features."""

@@ -2,9 +2,10 @@
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
+from copy import deepcopy
 from difflib import get_close_matches
 from operator import attrgetter
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -57,7 +58,9 @@ class Network(nn.Module):
             ValueError: The head has no layer of outputs.
         """
         layer = self.get_submodule(output_layer(self))
-        axes = {id(layer.weight): int(isinstance(layer, nn.ConvTranspose3d)), id(layer.bias): 0}
+        assert isinstance(layer, OutputLayer)
+        own = _output_axes(layer)
+        axes = {id(each): own[name] for name, each in layer.named_parameters() if name in own}
         named = self.named_parameters(remove_duplicate=False)
         return {name: axes[id(each)] for name, each in named if id(each) in axes}
 
@@ -65,7 +68,7 @@ class Network(nn.Module):
         """Give the head that many outputs, freshly initialised, unless it has them already.
 
         Raises:
-            ValueError: The head has no layer of outputs.
+            ValueError: The head has no layer of outputs, or one whose outputs cannot be told from its tensors.
         """
         resize_output(self, outputs)
 
@@ -238,7 +241,7 @@ def output_layer(network: Network) -> str:
 
 
 def resize_output(network: Network, outputs: int, layer: str | None = None) -> None:
-    """Replace the output layer by a freshly initialised one, unless it has that many outputs already.
+    """Replace the output layer by a freshly initialised one of its kind, unless it has that many outputs already.
 
     Args:
         network: Changed in place.
@@ -246,27 +249,47 @@ def resize_output(network: Network, outputs: int, layer: str | None = None) -> N
         layer: Its name; `None` for the last of the head.
 
     Raises:
-        ValueError: The head has no layer that could be replaced.
+        ValueError: The head has no layer that could be replaced, or that many outputs do not fit it.
     """
     old = network.get_submodule(layer or output_layer(network))
     assert isinstance(old, OutputLayer)
     if (old.out_features if isinstance(old, nn.Linear) else old.out_channels) == outputs:
         return
-    new = _fresh(old, outputs).train(old.training)
+    new = _fresh(old, outputs)
     for name in [name for name, module in network.named_modules(remove_duplicate=False) if module is old]:
         network.set_submodule(name, new)
 
 
 def _fresh(layer: OutputLayer, outputs: int) -> OutputLayer:
-    names = ["kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"]
-    options: dict[str, Any] = {"device": layer.weight.device, "dtype": layer.weight.dtype}
-    options["bias"] = layer.bias is not None
-    if isinstance(layer, nn.Linear):
-        return nn.Linear(layer.in_features, outputs, **options)
-    if isinstance(layer, nn.ConvTranspose3d):
-        options |= {name: getattr(layer, name) for name in [*names, "output_padding"]}
-        return nn.ConvTranspose3d(layer.in_channels, outputs, **options)
-    return nn.Conv3d(layer.in_channels, outputs, **options, **{name: getattr(layer, name) for name in names})
+    """Return a layer that differs in its number of outputs alone, its tensors drawn anew by `reset_parameters`."""
+    name, axes = type(layer).__name__, _output_axes(layer)
+    if unknown := [each for each, _ in layer.named_parameters() if each not in axes]:
+        raise ValueError(
+            f"the last layer of the head, {name}, has tensors whose outputs are not known ({_some(unknown)}): "
+            "build the network with the outputs of the run, or override `resize`"
+        )
+    groups = 1 if isinstance(layer, nn.Linear) else layer.groups
+    if outputs % groups:
+        raise ValueError(
+            f"the last layer of the head, {name}, has {groups} groups, which do not divide {outputs} outputs: build it "
+            "with one group"
+        )
+    new = deepcopy(layer)
+    if isinstance(new, nn.Linear):
+        new.out_features = outputs
+    else:
+        new.out_channels = outputs
+    for each, old in layer.named_parameters():
+        sides, of_one_group = list(old.shape), each == "weight" and isinstance(layer, nn.ConvTranspose3d)
+        sides[axes[each]] = outputs // groups if of_one_group else outputs
+        setattr(new, each, nn.Parameter(old.new_empty(sides)))
+    new.reset_parameters()
+    return new
+
+
+def _output_axes(layer: OutputLayer) -> dict[str, int]:
+    """Return, for each tensor of a layer with an entry for each output, the axis along which these lie."""
+    return {"weight": int(isinstance(layer, nn.ConvTranspose3d)), "bias": 0} | getattr(layer, "further_axes", {})
 
 
 def _named_tensors(network: nn.Module) -> dict[str, Tensor]:

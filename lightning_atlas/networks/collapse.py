@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-How = Literal["centre", "group", "mean", "full", "keep"]
+Collapse = Literal["centre", "group", "mean", "full"]
 Features = Float[Tensor, "batch channels i j k"]
 Plane = Float[Tensor, "batch channels i j 1"]
 
@@ -14,7 +14,7 @@ Plane = Float[Tensor, "batch channels i j 1"]
 class DepthCollapse(nn.Module):
     """Takes features of several slices to the features of one plane."""
 
-    def forward(self, features: Features) -> Float[Tensor, "batch channels i j collapsed"]:
+    def forward(self, features: Features) -> Plane:
         """Return the features of the plane; k stays as an axis, of one."""
         raise NotImplementedError
 
@@ -93,20 +93,11 @@ class FullKernel(DepthCollapse):
         return nn.functional.conv3d(features, self.weight)
 
 
-class KeepDepth(DepthCollapse):
-    """All slices as they are: what follows works in three dimensions."""
-
-    def forward(self, features: Features) -> Features:
-        """Return the features."""
-        return features
-
-
-def depth_collapse(how: How, channels: int, depth: int) -> DepthCollapse:
+def depth_collapse(how: Collapse, channels: int, depth: int) -> DepthCollapse:
     """Return what takes the slices of one level to a plane.
 
     Args:
-        how: The `centre` slice, a weight for each slice of each channel (`group`), their `mean`, a `full` kernel, or
-            `keep` them all.
+        how: The `centre` slice, a weight for each slice of each channel (`group`), their `mean`, or a `full` kernel.
         channels: Of the level.
         depth: Slices of the level.
     """
@@ -114,7 +105,7 @@ def depth_collapse(how: How, channels: int, depth: int) -> DepthCollapse:
         return GroupTransform(channels, depth)
     if how == "full":
         return FullKernel(channels, depth)
-    return {"centre": CentreSlice, "mean": DepthMean, "keep": KeepDepth}[how]()
+    return {"centre": CentreSlice, "mean": DepthMean}[how]()
 
 
 def check_depth(features: Features, depth: int, adapter: str) -> None:

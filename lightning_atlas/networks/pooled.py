@@ -42,10 +42,15 @@ class PooledEncoder(Network):
             )
         take_out_decoder(network)
         self.backbone = network
-        self.size_multiple, self.size_offset = network.size_multiple, network.size_offset
+        self.size_offset = network.size_offset
         self.pooling: Pooling = pooling
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(network.coarse_features * (2 if pooling == "both" else 1), out_channels)
+
+    @property
+    def size_multiple(self) -> int | tuple[int, int, int]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """That of the network that it holds; it changes with the policy along k."""
+        return self.backbone.size_multiple
 
     def stages(self) -> list[Stage]:
         """Return the stages of the encoder, then the head."""

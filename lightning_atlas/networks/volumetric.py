@@ -17,6 +17,8 @@ SAME: dict[type[nn.Module], type[nn.Module]] = {
     nn.Dropout2d: nn.Dropout3d,
 }
 """Layers that differ from those of a volume in what they accept alone."""
+FLAT = (nn.PixelShuffle, nn.PixelUnshuffle, nn.Fold, nn.Unfold, nn.Unflatten)
+"""Layers for pictures whose names do not end in 2d; on a volume they take other axes, or fail."""
 
 
 def as_volumetric(
@@ -30,16 +32,23 @@ def as_volumetric(
 ) -> Network:
     """Make a 3D network of a 2D one, in place; names stay as they are, and so do weights that it has already.
 
-    What is no layer but an operation in its `forward` is not changed: `flatten` and addition work on volumes, a mean
-    over named axes does not.
+    A picture's rows lie along j and its columns along i, so that its weights expect scans in the orientation LPS. A run
+    does not know of weights that the network brings along: every stage counts as fresh, and its recipe has to turn the
+    scans, first in `data.init_args.preprocess`, by `{class_path: torchio.ToOrientation, init_args: {orientation:
+    LPS}}`. Those of a 2D ResNet can be given in `model.init_args.weights` instead, with the adapter `Inflation`.
+
+    Only layers of torch are replaced. What is no layer but an operation in the `forward` of a module that holds some is
+    not changed: `flatten` and addition work on volumes, a mean over named axes does not. In the place of a layer
+    without a counterpart, put one that has one, or one that takes volumes, before.
 
     Args:
         network: The 2D network, with the weights of its pre-training or without.
         encoder: Names of its submodules in forward order, as in `as_network`.
         decoder: The same for the decoder; empty where there is none.
         head: The same for the head.
-        kernels: What becomes of kernels: flat ones in three planes, `acs`, `soft` or `mean` as in `ACSConv3d`, or in
-            each `slice` alone. Kernels of one voxel stay what they are.
+        kernels: What becomes of kernels: flat ones in three planes, `acs`, `soft` or `mean` as in `ACSConv3d`, which
+            are odd squares padded by half their side; or in each `slice` alone, of any size. Kernels of one voxel stay
+            what they are; those of transposed convolutions lie in each slice, which is repeated as their stride says.
         preserve_depth: Strides and pools leave the number of slices as it is.
         size_multiple: As in `as_network`.
 
@@ -91,13 +100,17 @@ def _counterpart(layer: nn.Module, kernels: Kernels, preserve_depth: bool) -> nn
         nn.Upsample: _upsampling,
         nn.UpsamplingBilinear2d: _upsampling,
         nn.UpsamplingNearest2d: _upsampling,
+        nn.Softmax2d: lambda *_: nn.Softmax(dim=1),
     }
     if kind in makers:
         return makers[kind](layer, preserve_depth)
-    if kind.__name__.lower().endswith("2d") or isinstance(layer, tuple(makers) + tuple(SAME)):
+    # A module that holds layers is what these become, whatever it is called.
+    flat = kind.__name__.lower().endswith("2d") and not any(layer.children())
+    sides = isinstance(layer, nn.LayerNorm | nn.RMSNorm) and len(layer.normalized_shape) > 1
+    if flat or sides or isinstance(layer, (*makers, *SAME, *FLAT)):
         raise ValueError(
-            f"{kind.__module__}.{kind.__name__} has no counterpart in a volume here: put one of torch's own layers in "
-            "its place before the conversion"
+            f"{kind.__module__}.{kind.__name__} has no counterpart in a volume here: put one of torch's own layers, or "
+            "one that takes volumes, in its place before the conversion"
         )
     return None
 
@@ -143,17 +156,20 @@ def _sliced(layer: nn.Conv2d, preserve_depth: bool) -> nn.Conv3d:
 
 
 def _transposed(layer: nn.ConvTranspose2d, preserve_depth: bool) -> nn.ConvTranspose3d:
-    side, step = _side(layer.kernel_size, "kernel_size"), _side(layer.stride, "stride")
-    if side != step or any(map(any, (layer.padding, layer.output_padding))) or layer.dilation != (1, 1):
-        raise ValueError(
-            "a transposed convolution whose steps overlap has no counterpart in a volume here: one is made of kernels "
-            "as long as their stride, without padding"
-        )
-    along = 1 if preserve_depth else side
-    shape = (layer.in_channels, layer.out_channels, (side, side, along), (side, side, along))
-    new = nn.ConvTranspose3d(*shape, groups=layer.groups, bias=layer.bias is not None)
+    stride = _strides(layer.stride, preserve_depth)
+    new = nn.ConvTranspose3d(
+        layer.in_channels,
+        layer.out_channels,
+        _in_slice(layer.kernel_size, stride[2]),
+        stride,
+        _in_slice(cast("tuple[int, int]", layer.padding), 0),
+        _in_slice(layer.output_padding, 0),
+        layer.groups,
+        layer.bias is not None,
+        _in_slice(layer.dilation, 1),
+    )
     flat = in_plane(layer.weight.detach())
-    new.weight, new.bias = nn.Parameter(flat.expand(-1, -1, -1, -1, along).contiguous()), layer.bias
+    new.weight, new.bias = nn.Parameter(flat.expand(-1, -1, -1, -1, stride[2]).contiguous()), layer.bias
     return new
 
 

@@ -1,5 +1,7 @@
 """Flat kernels in three planes, against the same convolutions done plane by plane with 2D ones."""
 
+from typing import Any
+
 import pytest
 import torch
 from flat_resnet import FlatResNet
@@ -7,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_atlas.adaptation.lora import LoRA
-from lightning_atlas.networks import ACSResNet, DepthPolicy, PooledEncoder
+from lightning_atlas.networks import ACSResNet, DepthPolicy, PooledEncoder, as_network
 from lightning_atlas.networks.acs import FLAT_ALONG, ACSConv3d, in_plane, thirds
 
 
@@ -111,6 +113,23 @@ def test_every_weight_gets_a_gradient_and_low_rank_updates_fit():
     moved = {name for name, each in network.named_parameters() if each.grad is not None and each.grad.abs().max() > 0}
     assert "backbone.layer3.0.conv1.views" in moved or "backbone.conv1.views" in moved
     assert any("parametrizations.weight.0.B" in name for name in moved)
+
+
+@pytest.mark.parametrize("kernels", ["acs", "soft"])
+def test_a_head_of_its_kind_stays_so_with_another_number_of_outputs(kernels):
+    layer = ACSConv3d(4, 2, 3, dilation=2, kernels=kernels)
+    layer.depth_padding = "replicate"
+    if layer.views is not None:
+        nn.init.normal_(layer.views)
+    network: Any = as_network(nn.Sequential(layer), [], [], ["0"])
+    network.resize(5)
+    new = network[0]
+    assert (type(new), new.kernels, new.depth_padding, new.out_channels) == (ACSConv3d, kernels, "replicate", 5)
+    assert new.weight.shape == (5, 4, 3, 3)
+    assert new.weight.std().item() == pytest.approx((1 / 36 / 3) ** 0.5, rel=0.2)
+    assert new.views is None or torch.equal(new.views, torch.zeros(3, 5))
+    assert network.output_axes() == {"0.weight": 0, "0.bias": 0} | ({"0.views": 1} if kernels == "soft" else {})
+    assert network(torch.randn(1, 4, 6, 6, 6)).shape == (1, 5, 6, 6, 6)
 
 
 def test_a_kernel_without_a_middle_is_refused():

@@ -4,6 +4,7 @@ from monai.networks.nets.dynunet import DynUNet
 from torch import nn
 from torch.distributed import destroy_process_group, init_process_group
 from torch.distributed.fsdp import fully_shard
+from torch.nn.utils.parametrizations import weight_norm
 
 from lightning_atlas.networks import GenesisUNet, Network, NnUNet, SegResNet, Stage, STUNet, UNet, as_network
 from lightning_atlas.networks.base import (
@@ -13,6 +14,7 @@ from lightning_atlas.networks.base import (
     stage_parameters,
     stage_tensors,
 )
+from lightning_atlas.networks.depth import Conv3d
 
 
 def unet() -> UNet:
@@ -149,6 +151,7 @@ def test_the_outputs_of_a_transposed_convolution_lie_along_its_second_axis():
         nn.Conv3d(4, 2, (3, 3, 1), padding=(1, 1, 0), padding_mode="replicate"),
         nn.ConvTranspose3d(4, 2, 3, stride=2, padding=1, output_padding=1),
         nn.Conv3d(4, 2, 1, device="meta"),
+        Conv3d(4, 2, 3, padding=1),
     ],
 )
 def test_a_fresh_output_layer_is_what_torch_would_have_built(layer):
@@ -157,7 +160,24 @@ def test_a_fresh_output_layer_is_what_torch_would_have_built(layer):
     resize_output(network, 5)
     new = network.get_submodule("0")
     assert repr(new) == described.replace("out_features=2", "out_features=5").replace("(4, 2,", "(4, 5,")
+    assert type(new) is type(layer)
     assert (new.weight.dtype, new.weight.device) == (layer.weight.dtype, layer.weight.device)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_groups_of_an_output_layer_stay(transposed):
+    layer = (nn.ConvTranspose3d if transposed else nn.Conv3d)(4, 2, 1, groups=2)
+    network = as_network(nn.Sequential(layer), [], [], ["0"])
+    network.resize(6)
+    assert network(torch.randn(1, 4, 2, 2, 2)).shape == (1, 6, 2, 2, 2)
+    with pytest.raises(ValueError, match=r"Conv.*3d, has 2 groups, which do not divide 5 outputs"):
+        network.resize(5)
+
+
+def test_an_output_layer_with_tensors_of_its_own_is_not_resized():
+    network = as_network(nn.Sequential(weight_norm(nn.Conv3d(4, 2, 1))), [], [], ["0"])
+    with pytest.raises(ValueError, match=r"\(parametrizations.weight.original0, .*\): build the network with"):
+        network.resize(5)
 
 
 def test_a_fresh_output_layer_has_the_spread_of_a_default_initialisation():

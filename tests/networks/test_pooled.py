@@ -21,6 +21,7 @@ from lightning_atlas.networks import (
     UNet,
     UniversalNetwork,
     as_network,
+    set_depth,
 )
 from lightning_atlas.networks.base import check_stages, stage_tensors
 
@@ -111,6 +112,15 @@ def test_outputs_are_resized_and_sizes_and_conventions_are_the_networks_own():
     assert network.conventions() == {"batch_statistics": "true"}
     with pytest.raises(ValueError, match="multiples of 8"):
         network(torch.zeros(1, 1, 12, 16, 16))
+
+
+def test_the_sizes_that_are_taken_follow_the_policy_along_k():
+    network = PooledEncoder(ResUNet(R3D(features=4)))
+    assert network.size_multiple == (32, 32, 1)
+    set_depth(network, DepthPolicy("stride"))
+    assert network.size_multiple == (32, 32, 32)
+    with pytest.raises(ValueError, match=r"32 x 32 x 16 voxels; .* 32 x 32 x 32 voxels"):
+        network(torch.zeros(1, 1, 32, 32, 16))
 
 
 def test_a_network_without_an_encoder_of_its_own_is_refused_by_name():

@@ -34,6 +34,17 @@ def unet() -> BasicUNet:
     return BasicUNet(2, 1, 2, (4, 4, 8, 8, 8, 4)).eval()
 
 
+class SelectAdaptivePool2d(nn.Module):
+    """A module that holds its layer, as timm's of this name does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = nn.AdaptiveMaxPool2d(4)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return self.pool(maps)
+
+
 def flat_parts() -> nn.Sequential:
     """One of each layer that has a counterpart; the grid is halved twice, and doubled twice."""
     return nn.Sequential(
@@ -45,10 +56,11 @@ def flat_parts() -> nn.Sequential:
         nn.AvgPool2d(2),
         nn.InstanceNorm2d(8, affine=True),
         nn.Dropout2d(0.5),
-        nn.ConvTranspose2d(8, 4, 2, stride=2),
+        nn.ConvTranspose2d(8, 4, (3, 4), stride=2, padding=1, output_padding=(1, 0), groups=2),
         nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False),
         nn.Conv2d(4, 3, 1),
-        nn.AdaptiveMaxPool2d(4),
+        nn.Softmax2d(),
+        SelectAdaptivePool2d(),
     ).eval()
 
 
@@ -122,15 +134,28 @@ class OwnNorm2d(nn.BatchNorm2d):
         return super().forward(input).relu()
 
 
+class MeanPool2d(nn.Module):
+    """A layer that names its axes."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return maps.mean((2, 3), keepdim=True)
+
+
 @pytest.mark.parametrize(
     ("layer", "told"),
     [
-        (OwnNorm2d(4), "OwnNorm2d has no counterpart in a volume here: put one of torch's own layers"),
+        (OwnNorm2d(4), "OwnNorm2d has no counterpart in a volume here: put one of torch's own layers, or one that"),
+        (MeanPool2d(), "MeanPool2d has no counterpart"),
+        (nn.PixelShuffle(2), "PixelShuffle has no counterpart"),
+        (nn.PixelUnshuffle(2), "PixelUnshuffle has no counterpart"),
+        (nn.Unfold(2), "Unfold has no counterpart"),
+        (nn.Unflatten(1, (1, 2, 2)), "Unflatten has no counterpart"),
+        (nn.LayerNorm([4, 8, 8]), "LayerNorm has no counterpart"),
+        (nn.LPPool2d(2, 2), "LPPool2d has no counterpart"),
         (nn.ReflectionPad2d(1), r"ReflectionPad2d has no counterpart"),
         (nn.Conv2d(4, 4, 3), "3 x 3 that is padded by 0 gives another shape in each plane: set its padding to 1"),
         (nn.Conv2d(4, 4, (3, 5), padding=(1, 2)), "3 x 5 is no square, .* take kernels: slice"),
         (nn.Conv2d(4, 4, 4, padding=2), "no middle"),
-        (nn.ConvTranspose2d(4, 4, 3, stride=2), "whose steps overlap"),
         (nn.Upsample(size=(8, 8)), "give it a scale_factor"),
         (nn.Upsample(scale_factor=2, mode="bicubic"), "by bicubic"),
         (nn.AvgPool2d(2, divisor_override=3), "divisor of its own"),
@@ -143,6 +168,12 @@ def test_a_layer_without_a_counterpart_is_named_and_nothing_is_changed(layer, to
     with pytest.raises(ValueError, match=rf"1\.0: .*{told}"):
         made_volumetric(network)
     assert type(network[0]) is nn.Conv2d
+
+
+def test_a_layer_that_takes_volumes_may_be_put_in_before():
+    network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.AdaptiveAvgPool3d(1), nn.LayerNorm(1), nn.Flatten())
+    with torch.no_grad():
+        assert made_volumetric(network)(torch.randn(2, 1, 6, 6, 6)).shape == (2, 4)
 
 
 def test_a_layer_under_two_names_stays_one():

@@ -71,6 +71,7 @@ class Refining:
         samples: Regions of an image that are learned from.
         positive_share: How many of them shall find a box, at most.
         selection: Which answers are kept; a score of any height counts by default, as published for lesions.
+        beta: Below this difference the cost of a delta is a square; 0 leaves it straight (L1).
     """
 
     def __init__(
@@ -79,10 +80,12 @@ class Refining:
         samples: int = 512,
         positive_share: float = 0.25,
         selection: BoxSelection | None = None,
+        beta: float = 0.0,
     ) -> None:
         self.sampling = Sampling(OverlapMatcher(overlap, overlap, rescue=None), samples, positive_share)
         self.selection = selection or BoxSelection(least_score=0.0)
         self.coder = BoxCoder(weights=(10.0, 10.0, 5.0, 5.0))
+        self.beta = beta
 
     @torch.no_grad()
     def sampled(self, proposals: Float[Tensor, "proposals 4"], boxes: Truth) -> tuple[Planar, Matched]:
@@ -113,8 +116,8 @@ class Refining:
         wanted = torch.zeros_like(matched)
         wanted[hits] = classes[matched[hits]] + 1
         aims = self.coder.encode_single(boxes[matched[hits]], regions[hits])
-        of_boxes = F.l1_loss(deltas[hits, wanted[hits]], aims, reduction="sum") / max(1, len(matched))
-        return F.cross_entropy(logits, wanted, reduction="sum") / max(1, len(matched)), of_boxes
+        of_boxes = F.smooth_l1_loss(deltas[hits, wanted[hits]], aims, reduction="sum", beta=self.beta)
+        return F.cross_entropy(logits, wanted, reduction="sum") / max(1, len(matched)), of_boxes / max(1, len(matched))
 
     def found(
         self, logits: Logits, deltas: Deltas, regions: Planar, sides: tuple[int, int]

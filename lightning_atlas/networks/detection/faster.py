@@ -1,15 +1,14 @@
 """Faster R-CNN over the slices of a 3D encoder: boxes in the plane, from what lies above and below it."""
 
 from collections.abc import Sequence
-from math import log2
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from lightning_atlas.networks.base import Maps, Network, Stage, held_stages
-from lightning_atlas.networks.collapse import depth_collapse
+from lightning_atlas.networks.collapse import Collapse, depth_collapse
 from lightning_atlas.networks.depth import DepthAware
 from lightning_atlas.networks.detection.base import Detector, chosen_levels, pyramid_of
 from lightning_atlas.networks.detection.box_head import CELLS, BoxHead, Refining
@@ -21,11 +20,10 @@ from lightning_atlas.types import Boxes, Image
 PLANE = [0, 1, 3, 4]
 """The corners of a box that lie in the plane of i and j."""
 FINEST_VOXELS = 14
-"""A region is read from the grid on which the side of a square of its area is this many voxels, or up to twice as many.
+"""A region is read from the coarsest grid on which the side of a square of its area is at least this many voxels.
 Source: 56 voxels of the image on the grid that is four times coarser, as in mmdetection."""
 
 Planar = Float[Tensor, "_boxes 4"]
-Collapse = Literal["centre", "group", "mean", "full"]
 
 
 class SliceAnswer(NamedTuple):
@@ -71,7 +69,7 @@ class SliceDetector(Detector):
         out_channels: Classes; a run sets them from its data.
         slices: Of the image. Only a collapse with weights depends on it: `group` and `full`.
         collapse: How the slices of each level become one: the `centre` one, a weight for each slice of each channel
-            (`group`), their `mean`, or a `full` kernel.
+            (`group`), their `mean`, or a `full` kernel. `RetinaDetector` keeps them all.
         levels: Which grids of the encoder are used (0: the finest, -1: the coarsest), the coarsest among them.
         features: Channels of the pyramid and the heads.
         first: How the first stage learns and what it hands on; see `Proposing`.
@@ -97,13 +95,18 @@ class SliceDetector(Detector):
         super().__init__()
         self.backbone = pyramid_of(network, type(self).__name__)
         self.levels = chosen_levels(self.backbone, levels)
-        self.size_multiple, self.size_offset = network.size_multiple, network.size_offset
+        self.size_offset = network.size_offset
         self.first, self.second = first or Proposing(), second or Refining()
         widths, depths = [self.backbone.level_features[level] for level in self.levels], self._depths(slices)
         self.collapse = LevelCollapse(collapse, widths, depths)
         self.neck = FeaturePyramid(widths, features, axes=2, further=1)
         self.rpn_head = ProposalHead(features, len(self.first.ratios))
         self.bbox_head = BoxHead(features, out_channels)
+
+    @property
+    def size_multiple(self) -> int | tuple[int, int, int]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """That of the network that it holds; it changes with the policy along k."""
+        return self.backbone.size_multiple
 
     @property
     def classes(self) -> int:
@@ -210,13 +213,12 @@ class SliceDetector(Detector):
         """
         low, high = regions.chunk(2, dim=1)
         side = (high - low).prod(dim=1).sqrt() / (FINEST_VOXELS * max(reductions[0]))
+        steps = side.new_tensor([max(each) / max(reductions[0]) for each in reductions[: len(levels)]])
         # mmdetection adds as little, so that a side of exactly twice as much lies on the next grid.
-        wanted = (side + 1e-6).log2().floor().clamp(min=0.0)
+        coarsest = (torch.searchsorted(steps, side + 1e-6, right=True) - 1).clamp(min=0)
         found = levels[0].new_zeros(len(regions), levels[0].shape[0], CELLS, CELLS, dtype=torch.float32)
         for number, level in enumerate(levels):
-            coarser = log2(max(reductions[number]) / max(reductions[0]))
-            last = number == len(levels) - 1
-            here = ((wanted >= coarser) if last else (wanted == coarser)).nonzero()[:, 0]
+            here = (coarsest == number).nonzero()[:, 0]
             found = found.index_copy(0, here, roi_align(level, regions[here], reductions[number], CELLS))
         return found
 

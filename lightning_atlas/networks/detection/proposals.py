@@ -58,6 +58,7 @@ class Proposing:
         samples: Anchors of an image that are learned from, up to half of which shall find a box.
         selection: What is handed on of each image; by default a thousand, of the thousand best of each level those
             that overlap by no more than 0.7.
+        beta: Below this difference the cost of a delta is a square; 0 leaves it straight (L1).
     """
 
     def __init__(
@@ -68,11 +69,13 @@ class Proposing:
         background: float = 0.3,
         samples: int = 256,
         selection: BoxSelection | None = None,
+        beta: float = 0.0,
     ) -> None:
         self.anchor_voxels, self.ratios = anchor_voxels, tuple(ratios)
         self.sampling = Sampling(OverlapMatcher(foreground, background, rescue=background), samples, 0.5)
         self.selection = selection or BoxSelection(least_score=0.0, overlap=0.7, most=1000)
         self.coder = BoxCoder(weights=(1.0,) * 4)
+        self.beta = beta
 
     def anchors(self, levels: list[Level], reductions: Sequence[tuple[int, int]]) -> list[Float[Tensor, "_anchors 4"]]:
         """Return the anchors of each level."""
@@ -132,4 +135,5 @@ class Proposing:
         of_logits = F.binary_cross_entropy_with_logits(logits[asked], wanted)
         hits = matched >= 0
         aims = self.coder.encode_single(boxes[matched[hits]], every[asked][hits])
-        return of_logits, F.l1_loss(deltas[asked][hits], aims, reduction="sum") / max(1, len(asked))
+        of_boxes = F.smooth_l1_loss(deltas[asked][hits], aims, reduction="sum", beta=self.beta)
+        return of_logits, of_boxes / max(1, len(asked))

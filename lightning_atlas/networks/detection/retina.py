@@ -80,7 +80,7 @@ class RetinaDetector(Detector):
         self.levels = chosen_levels(self.backbone, levels)
         if features < 8 or features % 8:
             raise ValueError(f"the heads have norms of 8 groups: features is {features}, give a multiple of 8")
-        self.size_multiple, self.size_offset = network.size_multiple, network.size_offset
+        self.size_offset = network.size_offset
         self.neck = FeaturePyramid([self.backbone.level_features[level] for level in self.levels], features, axes=3)
         cube = (ANCHOR_VOXELS * max(self.backbone.reductions()[self.levels[0]]),) * 3
         self.shapes = [tuple(float(side) for side in sides) for sides in anchors or [cube]]
@@ -89,6 +89,11 @@ class RetinaDetector(Detector):
         self.coder = BoxCoder(weights=(1.0,) * 6)
         self.matcher, self.loss = matcher or AdaptiveMatcher(), loss or AnchorLoss()
         self.selection = selection or BoxSelection(least_score=0.02, overlap=0.22)
+
+    @property
+    def size_multiple(self) -> int | tuple[int, int, int]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """That of the network that it holds; it changes with the policy along k."""
+        return self.backbone.size_multiple
 
     @property
     def classes(self) -> int:

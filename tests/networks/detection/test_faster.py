@@ -60,6 +60,17 @@ def test_an_image_without_boxes_is_learned_from_and_every_parameter_gets_a_gradi
     assert [name for name, each in network.named_parameters() if each.grad is None] == []
 
 
+def test_small_differences_cost_their_square_below_beta():
+    """A box lies on its anchor and its region, so the deltas are the differences, of cost x^2 / 2b or x - b / 2."""
+    box, deltas = torch.tensor([[8.0, 8.0, 24.0, 24.0]]), torch.tensor([[0.25, -2.0, 0.0, 1.0]])
+    far, matched, classes = box + 100, torch.tensor([0]), torch.tensor([0])
+    for beta, cost in ((0.0, 3.25), (0.5, 0.0625 + 1.75 + 0.75), (1.0, 0.03125 + 1.5 + 0.5)):
+        _, first = Proposing(beta=beta).losses(torch.zeros(2), torch.cat([deltas] * 2), [box, far], box)
+        regions = torch.zeros(1, 2), deltas[:, None].expand(1, 2, 4), box
+        _, second = Refining(beta=beta).losses(*regions, matched, box, classes)
+        assert [float(first), float(second)] == pytest.approx([cost / 2, cost])  # two anchors are asked, one region
+
+
 def test_the_published_detector_has_the_published_size_and_names():
     with torch.device("meta"):
         network = SliceDetector(P3D(depth=63), out_channels=80)
@@ -99,6 +110,20 @@ def test_a_region_is_read_from_the_grid_that_suits_its_size(monkeypatch):
     found = network.aligned([torch.zeros(2, 4, 4)] * 4, [(4, 4), (8, 8), (16, 16), (32, 32)], regions)
     assert seen == {(4, 4): [8.0, 111.0, 56.0], (8, 8): [112.0], (16, 16): [230.0], (32, 32): [500.0]}
     assert found[:, 0, 0, 0].tolist() == [32.0, 4.0, 4.0, 8.0, 16.0, 4.0]
+
+
+@pytest.mark.parametrize(
+    ("steps", "sides", "expected"),
+    [
+        ((4, 16, 32), (40.0, 112.0, 223.0, 224.0, 447.0, 448.0), [4, 4, 4, 16, 16, 32]),  # a grid is left out
+        ((2, 6, 18), (27.0, 56.0, 84.0, 251.0, 252.0), [2, 2, 6, 6, 18]),  # strides of 3
+    ],
+)
+def test_between_two_grids_a_region_is_read_from_the_finer(steps, sides, expected):
+    regions = torch.tensor([[0.0, 0.0, side, side] for side in sides])
+    levels = [torch.full((2, 4, 4), float(step)) for step in steps]
+    found = built().aligned(levels, [(step, step) for step in steps], regions)
+    assert found[:, 0, 0, 0].tolist() == expected
 
 
 def test_the_second_stage_reads_rows_before_columns_as_published():

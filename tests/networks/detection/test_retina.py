@@ -8,7 +8,17 @@ from monai.data.box_utils import box_pair_giou
 from lightning_atlas.contract import Contract
 from lightning_atlas.intake import load_weights
 from lightning_atlas.intake.weights import SourceWeights
-from lightning_atlas.networks import R3D, AnchorLoss, BoxSelection, ResUNet, RetinaDetector, SegResNet, UNet, UniMiSS
+from lightning_atlas.networks import (
+    R3D,
+    AnchorLoss,
+    BoxSelection,
+    ResUNet,
+    RetinaDetector,
+    SegResNet,
+    SliceDetector,
+    UNet,
+    UniMiSS,
+)
 from lightning_atlas.networks.base import check_stages
 from lightning_atlas.networks.depth import DepthPolicy
 from lightning_atlas.networks.detection.retina import by_anchor
@@ -46,6 +56,14 @@ def test_it_learns_to_find_two_boxes_of_two_classes(options):
         assert float(found.scores[0]) > 0.5
         assert found.classes[0] == wanted.classes[0]
         assert float(box_pair_giou(found.corners[:1], wanted.corners)[0]) > 0.5
+
+
+@pytest.mark.parametrize("detector", [RetinaDetector, SliceDetector])
+def test_sizes_are_those_of_the_encoder_that_is_held(detector):
+    assert detector(ResUNet(R3D(features=8)), features=8).size_multiple == R3D.size_multiple == 1
+    held = detector(SegResNet(init_filters=8, blocks_down=(1, 1), blocks_up=(1,)), levels=(-2, -1), features=8)
+    held.backbone.size_multiple = (4, 4, 1)  # as one with a policy along k may
+    assert held.size_multiple == (4, 4, 1)
 
 
 def test_anchors_lie_about_the_middle_of_slices_that_pools_have_merged():
