@@ -115,6 +115,6 @@ def deeplesion(root):
     for n, number in itertools.product((1, 2, 3), range(101, 106)):
         folder = root / f"Images_png/{n:06d}_01_01"
         folder.mkdir(parents=True, exist_ok=True)
-        values = np.random.default_rng(number).integers(31768, 33768, (64, 64), dtype=np.uint16)
+        values = np.random.default_rng((n, number)).integers(31768, 33768, (64, 64), dtype=np.uint16)
         Image.fromarray(values).save(folder / f"{number}.png")
     (root / "DL_info.csv").write_text("\n".join([columns, *lines]), encoding="utf-8")

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -20,10 +21,11 @@ from lightning_atlas.data.cases import Case
 from lightning_atlas.data.formats import read_header
 from lightning_atlas.data.labels.sides import split_cases
 from lightning_atlas.data.labels.vocabulary import load_vocabulary, vocabularies
-from lightning_atlas.data.sources.layouts import LAYOUTS, read_layout
+from lightning_atlas.data.sources.layouts import LAYOUTS, LayoutResult, read_layout
 from lightning_atlas.data.sources.write_manifest import write_manifest
 from lightning_atlas.data.store.keys import store_root
 from lightning_atlas.data.survey.checks import Defect, Report, check_cases
+from lightning_atlas.data.survey.damage import is_crop
 from lightning_atlas.data.survey.fingerprint import Fingerprint, fingerprint
 from lightning_atlas.data.survey.fingerprint_sheet import write_sheet
 from lightning_atlas.data.survey.one_pass import check_and_measure
@@ -145,15 +147,32 @@ def _find(options: argparse.Namespace) -> Dataset:
     given = load_vocabulary(options.vocabulary) if options.vocabulary else None
     values = options.values or (given.values if given else None)
     result = read_layout(options.path, options.layout, values=values)
-    if options.recipe and result.layout in ("imagefolder", "coco"):
-        raise CommandError(
-            f"{options.path} holds photographs ({result.layout}), which are read as they are: leave out --recipe; "
-            f"of a folder for each class: fit pretrain/vdt_cifar10 --data.source.path {options.path}"
-        )
+    if options.recipe and (what := _recipe_elsewhere(options.path, result)):
+        raise CommandError(f"{options.path} holds {what}")
     told = {"vocabulary": options.vocabulary, "modality": options.modality or (given.modality if given else None)}
     told = {key: value for key, value in told.items() if value}
     listed = options.path if result.layout == "manifest" and not told else None
     return Dataset([replace(case, **told) for case in result.cases], result.notes, list(result.defects), listed)
+
+
+def _recipe_elsewhere(path: Path, result: LayoutResult) -> str:
+    """Return what a dataset holds that the rules of a new recipe do not fit, and which one does; empty if they fit."""
+    source = f"--data.source.path {path}"
+    if result.layout in ("imagefolder", "coco"):
+        return (
+            f"photographs ({result.layout}), which are read as they are: leave out --recipe; of a folder for each "
+            f"class: fit pretrain/vdt_cifar10 {source}"
+        )
+    source += f" --data.source.layout {result.layout}"
+    if any(is_crop(file) for case in result.cases for file in case.channels.values()):
+        published = " --data.fold null --data.splits.val_share 0" if result.layout == "lidc_by_nodule" else ""
+        return (
+            "crops of LIDC, whose values are no Hounsfield units: leave out --recipe; target/lidc_segmentation or\n"
+            f"fit target/lidc_classification {source}{published}"
+        )
+    if any(case.slab for case in result.cases):
+        return f"slices with boxes, and nothing is drawn: leave out --recipe, and\nfit target/deeplesion {source}"
+    return ""
 
 
 def _sound(dataset: Dataset, options: argparse.Namespace) -> tuple[list[Case], Fingerprint | None]:
@@ -231,9 +250,10 @@ def _plan(options: argparse.Namespace, dataset: Dataset) -> list[str]:
     files = {path for case in dataset.cases for path in case.channels.values()}
     files |= {mark.file for case in dataset.cases for mark in case.marks.values()}
     files |= {case.label for case in dataset.cases if case.label}
+    files |= {each for case in dataset.cases if case.slab for each in case.slab.files(case.channels["image"])}
     read = sum(path.stat().st_size for path in files if path.is_file())
-    headers = [read_header(path) for case in dataset.cases for path in case.channels.values() if path.exists()]
-    voxels = [header.shape[0] * header.shape[1] * header.shape[2] for header in headers]
+    scans = [(path, case.slab) for case in dataset.cases for path in case.channels.values() if path.exists()]
+    voxels = [math.prod(read_header(path).shape) * (slab.planes if slab else 1) for path, slab in scans]
     stored = sum(voxels) * (4 + 1)
     return [
         f"{len(dataset.cases)} scans in {len(files)} files, {in_words(read)}, would be read and checked",

@@ -64,7 +64,7 @@ class ScanDataModule(LightningDataModule):
         splits: Divides subjects by patient, where the source does not say how; `PlaneSplit` divides one scan.
         fold: Which of the folds of `splits` is validated on; the others are trained on.
         targets: What is to be predicted of whole scans, for `Classification`, `MultiLabelClassification` and
-            `Regression`; `null` where voxels are.
+            `Regression`; `null` where voxels are. Scans of which nothing is known are not trained on.
         boxes: What is to be found in scans, for `Detection`: `LabelBoxes` (about what was drawn), `SourceBoxes`,
             `WorldBoxes`.
     """
@@ -222,7 +222,7 @@ class ScanDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Return patches; after a resume they go on where they stopped."""
-        cases = self._split("train")
+        cases = self._taught()
         if isinstance(self.augment, BatchAugmentation):
             cut = self.augment.margin_of
             dataset = PatchDataset(cases, self.patches, seed=self.seed, cut=cut, context=self.context)
@@ -253,7 +253,7 @@ class ScanDataModule(LightningDataModule):
         """Return whole scans to predict on; the test scans, if the source has none for it."""
         dataset = WholeDataset(self._split(self._predicted), self._seen_boxes)
         rank, ranks = self._rank()
-        return self._loader(dataset, ShareSampler(dataset, ranks, rank, shuffle=False), 1)
+        return self._loader(dataset, ShareSampler(dataset, ranks, rank), 1)
 
     def subjects(self, split: Split) -> list[str]:
         """Return the names of a split's subjects, in the order of their `index`."""
@@ -358,6 +358,12 @@ class ScanDataModule(LightningDataModule):
             has = ", ".join(sorted({case.split for case in self.cases}))
             raise ValueError(f"{self.source.description}: no subject stands in {split}; there are subjects in {has}")
         return self.opened[split]
+
+    def _taught(self) -> list[Opened]:
+        cases = [each for each in self._split("train") if self.targets is None or each.is_known]
+        if not cases:
+            raise ValueError(f"{self.source.description}: the target of no training scan is known")
+        return cases
 
     def _find(self, subject: str) -> Opened:
         for cases in self.opened.values():

@@ -270,7 +270,7 @@ class PictureDataModule(LightningDataModule):
         """Return the pictures to predict on; the test pictures, if the source has none for it."""
         dataset = WholePictures(self._open(self._predicted), self.evaluate)
         rank, ranks = self._rank()
-        return self._loader(dataset, ShareSampler(dataset, ranks, rank, shuffle=False), self._share(dataset, ranks))
+        return self._loader(dataset, ShareSampler(dataset, ranks, rank), self._share(dataset, ranks))
 
     def subjects(self, split: Split) -> list[str]:
         """Return the names of a split's pictures, in the order of their `index`."""

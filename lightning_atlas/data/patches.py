@@ -73,6 +73,12 @@ class Opened:
         """The case on disk; what its store says of itself is not kept for each of many subjects."""
         return open_store(self.folder)
 
+    @property
+    def is_known(self) -> bool:
+        """Tell whether anything is known of the scan as a whole, as `Targets` has it."""
+        target = torch.as_tensor(self.target)
+        return bool((~target.isnan() if target.is_floating_point() else target >= 0).any())
+
     @cached_property
     def boxes(self) -> Boxes | None:
         """Its boxes, whole even where they reach beyond the scan; `None` where none are wanted."""
@@ -134,11 +140,13 @@ class Patches:
     Args:
         size: Voxels along i, j, k.
         per_epoch: Patches in an epoch, over all cases.
-        foreground: Share of the patches that are centred on a structure; the others lie anywhere that somebody
-            decided on.
+        foreground: Share of the patches that are centred on a structure.
         balance: Which structure that is: `class`, each class of the case equally often; `rare`, each class of all the
             cases equally often, so that cases with rare ones come more often; `voxel`, each voxel equally often. Where
             boxes are wanted, a patch is centred on the middle of one.
+        anywhere: Where the others lie: `centre`, about each voxel that somebody decided on equally often, and moved to
+            the scan's face where they would reach beyond it, so that its rim is seen, too; `place`, at each place
+            inside the scan equally often, whatever was decided there, as crops shift that are almost the whole scan.
         jitter: The centre moves at random by up to this share of half a side.
         margin: Voxels along i, j, k that are cut on each side for transforms that turn, and cropped after them.
         shares: Dataset -> its share of the patches; `null` takes every case equally often.
@@ -148,6 +156,7 @@ class Patches:
     per_epoch: int = 200
     foreground: float = 0.67
     balance: Literal["class", "rare", "voxel"] = "class"
+    anywhere: Literal["centre", "place"] = "centre"
     jitter: float = 0.0
     margin: tuple[int, int, int] = (0, 0, 0)
     shares: dict[str, float] | None = None
@@ -300,6 +309,9 @@ class PatchDataset(Dataset[Sample]):
             weights = np.where(rows, counts, 0)
             places = case.prepared.places(int(random.choice(len(counts), p=weights / weights.sum())))
             return np.array(places[random.integers(len(places))], dtype=np.int64)
+        if self.patches.anywhere == "place":
+            free = np.maximum(np.array(case.prepared.shape) - self.inner, 0)
+            return random.integers(free + 1) + self.inner // 2
         if len(observed := case.prepared.observed()):
             return np.array(observed[random.integers(len(observed))], dtype=np.int64)
         return random.integers(case.prepared.shape)

@@ -85,7 +85,7 @@ class Held:
         self._shapes = np.array(shapes, np.int32)
         if shapes and total <= limit:
             self._ends = np.cumsum([0, *(j * i * channels for j, i, channels in shapes)])
-            self._pixels = torch.empty(total, dtype=torch.uint8).share_memory_()  # of all workers, forked or spawned
+            self._pixels = _shared(torch.empty(total, dtype=torch.uint8))
             for n in range(len(files)):
                 pixels = read_colours(Path(files[n]))
                 self._pixels[self._ends[n] : self._ends[n + 1]] = torch.from_numpy(pixels.reshape(-1))
@@ -98,6 +98,14 @@ class Held:
     def __getitem__(self, n: int) -> UInt8[Tensor, "rows columns 3"]:
         assert self._pixels is not None
         return self._pixels[self._ends[n] : self._ends[n + 1]].view(*self._shapes[n].tolist())
+
+
+def _shared(pixels: Tensor) -> Tensor:
+    """Return memory that all workers share, or where there is too little of that (64 MB in a container) the own one."""
+    try:
+        return pixels.share_memory_()
+    except RuntimeError:
+        return pixels
 
 
 class PictureSample(NamedTuple):

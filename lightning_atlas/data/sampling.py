@@ -69,7 +69,18 @@ class PatchLoader(DataLoader[Batch]):
 
 
 class ShareSampler(DistributedSampler):
-    """Each rank its cases, none twice: ranks may have unequal numbers, as predictions may."""
+    """Each rank its cases, none twice: ranks may have unequal numbers, as predictions may.
+
+    Raises:
+        ValueError: There are fewer cases than ranks. Lightning leaves out the whole loop of a rank that has none, for
+            which the others would wait.
+    """
+
+    def __init__(self, dataset: Dataset, ranks: int, rank: int) -> None:
+        super().__init__(dataset, ranks, rank, shuffle=False)
+        cases = len(cast(Sized, dataset))
+        if cases < ranks and ranks > 1:
+            raise ValueError(f"{cases} cases for {ranks} processes: predict with --trainer.devices {max(cases, 1)}")
 
     def __iter__(self) -> Iterator[int]:
         return iter(range(self.rank, len(self.dataset), self.num_replicas))  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ class Slab:
     Beyond the planes that are there the last one is repeated, as it is where the distance of planes is not known.
 
     Args:
-        spacing_mm: Of the scan, along i, j and between planes; not above 0 where nobody knows it.
+        spacing_mm: Of the scan, along i, j and between planes; not above 0 where nobody knows it (NaN is kept as 0).
         planes: How many, the middle one being the file's own.
         interval_mm: Distance at which they are wanted.
         offset: What is added to the values of the files.
@@ -28,8 +28,10 @@ class Slab:
     offset: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.planes < 1 or self.planes % 2 == 0 or not self.interval_mm > 0:
+        if self.planes < 1 or self.planes % 2 == 0 or not 0 < self.interval_mm < math.inf:
             raise ValueError(f"a slab has an odd number of planes at a distance above 0 mm, and found {self}")
+        known = tuple(each if math.isfinite(each) else 0.0 for each in self.spacing_mm)
+        object.__setattr__(self, "spacing_mm", known)  # NaN equals nothing, not even the slab that a table gives back
 
     def files(self, middle: Path) -> list[Path]:
         """Return the files that are read, from the lowest number.
@@ -45,9 +47,9 @@ class Slab:
 
     def parts(self, middle: Path) -> Iterator[tuple[int, int, float]]:
         """Yield for each plane the numbers of two files and the share of the second."""
-        number, reach = _number(middle), self.planes // 2
+        number, reach = plane_number(middle), self.planes // 2
         apart = self.spacing_mm[2]
-        step = self.interval_mm / apart if apart > 0 and math.isfinite(apart) else 0.0
+        step = self.interval_mm / apart if apart > 0 else 0.0
         most = math.ceil(reach * step)
         first, last = (_last(middle, number, way, most) for way in (-1, 1))
         for place in range(-reach, reach + 1):
@@ -61,7 +63,12 @@ def _last(middle: Path, number: int, way: int, most: int) -> int:
     return number + way * (next(beyond, most + 1) - 1)
 
 
-def _number(middle: Path) -> int:
+def plane_number(middle: Path) -> int:
+    """Return the number at the end of a file's name.
+
+    Raises:
+        ValueError: There is none.
+    """
     if (found := NUMBERED.match(middle.stem)) is None:
         raise ValueError(f"{middle} has no number of its plane at the end of its name; name it like 109.png")
     return int(found["number"])

@@ -96,14 +96,22 @@ class WorldBoxes(BoxTargets):
             raise ValueError(f"boxes: {self.table} has the columns {', '.join(given)}; wanted are {wanted}")
         lines: dict[str, list[Lesion]] = {}
         for number, row in rows:
-            try:
-                x, y, z, diameter = (float(row[column]) for column in columns if column is not None)
-            except ValueError as error:
-                raise ValueError(f"boxes: {self.table}, line {number}: {error}; expected millimetres") from error
-            if not np.isfinite([x, y, z]).all() or not 0 < diameter < np.inf:
-                raise ValueError(f"boxes: {self.table}, line {number}: the diameter is {diameter}; expected above 0 mm")
+            x, y, z, diameter = (self._millimetres(number, row, column) for column in columns if column is not None)
+            if diameter <= 0:
+                told = f"{columns[-1]} is {diameter:g}; expected above 0 mm"
+                raise ValueError(f"boxes: {self.table}, line {number}: {told}")
             lines.setdefault(row[whose], []).append((x, y, z, diameter, float(self._class(number, row))))
         return lines
+
+    def _millimetres(self, number: int, row: Mapping[str, str], column: str) -> float:
+        try:
+            value = float(row[column])
+        except ValueError:
+            value = np.nan
+        if not np.isfinite(value):
+            told = f"{column} is {row[column]!r}; expected millimetres"
+            raise ValueError(f"boxes: {self.table}, line {number}: {told}")
+        return value
 
     def _class(self, number: int, row: Mapping[str, str]) -> int:
         if len(self.names) == 1:

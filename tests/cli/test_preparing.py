@@ -1,11 +1,16 @@
 import json
+import re
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 import yaml
+from dataset_files import deeplesion, lidc
 
 from lightning_atlas.cli import main
+from lightning_atlas.data import Manifest, Patches, ScanDataModule, ScanLayout, SourceBoxes, Splits, Targets
 
 VALUES = {"liver": 1, "spleen": 2}
 
@@ -98,6 +103,78 @@ def test_a_manifest_is_not_written_over_with_less(scans, capsys):
     assert prepare("all.json", "--skip-bad") == 2
     assert "would lose or change subjects; name another manifest" in capsys.readouterr().err
     assert prepare("all.json", "--skip-bad", "--output", "some.json") == 0
+
+
+CROPS = {"targets": Targets("class", ["benign", "malign"])}
+PUBLISHED = {
+    "lidc": (lidc, {**CROPS, "fold": 1, "splits": Splits()}, "lidc_classification"),
+    "lidc_by_nodule": (lidc, {**CROPS, "splits": Splits(val_share=0.0)}, "lidc_classification"),
+    "deeplesion": (deeplesion, {"boxes": SourceBoxes(["lesion"], planar=True)}, "deeplesion"),
+}
+
+
+@pytest.fixture
+def published(tmp_path, monkeypatch):
+    """Makes the files of a layout in the folder `PATH`."""
+    monkeypatch.setenv("LIGHTNING_ATLAS_CACHE", str(tmp_path / "cache"))
+
+    def made(layout):
+        PUBLISHED[layout][0](Path("PATH"))
+        if layout == "lidc_by_nodule":
+            rows = ["0,lidc0_0.npz,lidc4_1.npz", *(f"{n},lidc{n}_0.npz,lidc{n}_1.npz" for n in (1, 2, 3))]
+            Path("PATH", "train_test_split.csv").write_text("\n".join([",train,test", *rows]), encoding="utf-8")
+        return "PATH", "--layout", layout
+
+    return made
+
+
+def opened(source, changes):
+    """Return the scans of each split as the data module gives them whole."""
+    patches = Patches((16, 16, 8), per_epoch=1, foreground=0.0)
+    data = ScanDataModule(source, patches=patches, batch_size=1, **changes)
+    data.prepare_data()
+    data.setup(None)
+    return [data.whole(split, n) for split, cases in data.opened.items() for n in range(len(cases))]
+
+
+@pytest.mark.parametrize("layout", PUBLISHED)
+def test_a_table_of_crops_or_slices_opens_as_the_layout_does(published, layout, capsys):
+    words = published(layout)
+    assert prepare(*words, "--check") == 0
+    assert re.search(r"[1-9]\d* cases: 0 defects", capsys.readouterr().out)
+    assert prepare(*words, "--output", "table.json") == 0
+    sources = ScanLayout(Path("PATH"), layout), Manifest(Path("table.json"))
+    direct, listed = (opened(each, PUBLISHED[layout][1]) for each in sources)
+    assert len(direct) > 2
+    for one, other in zip(direct, listed, strict=True):
+        assert one["subject"] == other["subject"]
+        for key in {"image", "label", "affine", "target"} & one.keys():
+            assert torch.equal(one[key], other[key])
+        for boxes, same in zip(one.get("boxes", ()), other.get("boxes", ()), strict=True):
+            assert len(boxes.corners)
+            assert torch.equal(boxes.corners, same.corners)
+    assert ("target" if "lidc" in layout else "boxes") in direct[0]
+    assert len(list(Path("cache", "prepared").iterdir())) == len(direct)  # what one prepared is what the other opens
+
+
+@pytest.mark.parametrize("layout", PUBLISHED)
+def test_crops_and_slices_have_a_recipe_already(published, layout, capsys):
+    words = published(layout)
+    assert prepare(*words, "--recipe", "my.yaml") == 2
+    told = capsys.readouterr().err
+    assert "leave out --recipe" in told
+    assert not list(Path().glob("my*"))
+    command = told.splitlines()[-1].split()
+    assert command[:2] == ["fit", f"target/{PUBLISHED[layout][2]}"]
+    assert main([*command, "--print_config"]) == 0
+    assert f"layout: {layout}\n" in capsys.readouterr().out
+
+
+def test_a_dry_run_counts_every_plane_of_a_slice(published, capsys):
+    assert prepare(*published("deeplesion"), "--dry-run") == 0
+    told = capsys.readouterr().out
+    assert "3 scans in 15 files" in told  # five slices of each are there
+    assert f"disk: at most {3 * 64 * 64 * 9 * 5 / 1000:.1f} kB" in told
 
 
 def test_a_paired_structure_is_parted_into_sides(scans, capsys):

@@ -1,4 +1,6 @@
 import logging
+from collections import Counter
+from dataclasses import replace
 
 import lightning
 import pytest
@@ -17,6 +19,7 @@ from lightning_atlas.data import (
     ScanDataModule,
     ScanFolder,
     SimulatedCohort,
+    Targets,
 )
 from lightning_atlas.data.augmentation.augment import BatchAugmentation
 from lightning_atlas.data.cases import Case, Source
@@ -179,6 +182,39 @@ class Doubled(Source):
 
     def cases(self):
         return [EmbeddedScan("spine_mr", split).case for split in ("train", "test")]
+
+
+def answered(spine, kind, told):
+    """Three scans to train on and one to validate on; what is told of each."""
+    patches = Patches((4, 4, 4), per_epoch=12, foreground=0.0)
+    source = SimulatedCohort("spine_mr", 3, 1, 0)
+    data = spine(source, targets=Targets(kind, ["a", "b"]), classes=None, augment=[], patches=patches, batch_size=4)
+    data.cases = [replace(case, target=target) for case, target in zip(data.cases, told, strict=True)]
+    data.setup("fit")
+    return data
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        ("class", [1, -1, 0, -1]),
+        ("labels", [{"a": 0}, {}, {"b": 1}, {}]),
+        ("values", [{"a": 2.5, "b": -1}, {}, {"b": -1}, {}]),
+    ],
+)
+def test_scans_of_which_nothing_is_known_are_not_trained_on(spine, kind, told):
+    data = answered(spine, kind, told)
+    batches = list(data.train_dataloader())
+    assert len(batches) == data.batches_per_epoch == 3
+    subjects = Counter(subject for batch in batches for subject in batch["subject"])
+    first, _, third = data.subjects("train")
+    assert subjects == {first: 6, third: 6}
+    assert [batch["subject"] for batch in data.val_dataloader()] == [data.subjects("val")]
+
+
+def test_a_training_of_which_no_target_is_known_is_refused(spine):
+    with pytest.raises(ValueError, match="the target of no training scan is known"):
+        answered(spine, "class", [-1, -1, -1, 0]).train_dataloader()
 
 
 def test_a_subject_in_two_splits_is_refused(spine):

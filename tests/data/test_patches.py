@@ -60,6 +60,20 @@ def test_jitter_moves_the_centre_by_no_more_than_told(spine):
     assert (away.mean(axis=0) > [1, 1, 0.3]).all()
 
 
+def test_a_patch_almost_as_large_as_the_scan_shifts_by_each_voxel_equally_often(spine):
+    """As for crops of lung nodules, by -5 to 5 voxels; along an axis that it fills not at all."""
+    cases = opened(spine(EmbeddedScan("spine_mr", "train")))
+    i, _, k = cases[0].prepared.shape
+    patches = Patches((i - 10, 1, k), per_epoch=660, foreground=0.0, anywhere="place")
+    starts = centres(PatchDataset(cases, patches), 660)
+    found = Counter(starts[:, 0])
+    assert set(found) == set(range(11))
+    assert all(count == pytest.approx(60, abs=25) for count in found.values())
+    assert not starts[:, 2].any()
+    assert np.array_equal(starts[:20], centres(PatchDataset(cases, patches), 20))
+    assert not np.array_equal(starts[:20], centres(PatchDataset(cases, patches, seed=1), 20))
+
+
 @pytest.mark.parametrize("jitter", [0.0, 1.0])
 def test_a_patch_for_an_annotated_plane_holds_it(spine, jitter):
     """At least a quarter of the patch's cross-section is annotated, wherever the centre moved."""

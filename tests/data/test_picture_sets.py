@@ -50,6 +50,14 @@ def test_pictures_are_kept_if_all_fit_and_need_no_file_then(files):
         Pictures(files, files, None, None, 0)[0]
 
 
+def test_pictures_are_kept_where_processes_can_share_little_memory(files, monkeypatch):
+    def refuse(tensor):
+        raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", refuse)
+    assert Held(files, 10_000).whole
+
+
 def test_what_is_kept_is_not_changed_by_transforms(files):
     pictures = Pictures(files, files, None, None, 10_000)
     before = [pictures[n].image.clone() for n in range(3)]

@@ -198,9 +198,15 @@ def test_a_sampler_starts_in_the_middle_once(spine):
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_predictions_are_shared_without_repeating(spine, ranks):
     patches = dataset(spine(), Patches((4, 4, 4), per_epoch=7))
-    shares = [ShareSampler(patches, ranks, rank, shuffle=False) for rank in range(ranks)]
+    shares = [ShareSampler(patches, ranks, rank) for rank in range(ranks)]
     assert sorted(index for share in shares for index in share) == list(range(7))
     assert [len(share) for share in shares] == [len(list(share)) for share in shares]
+
+
+def test_a_process_without_a_case_to_predict_is_refused_with_the_way_out(spine):
+    patches = dataset(spine(), Patches((4, 4, 4), per_epoch=2))
+    with pytest.raises(ValueError, match=r"2 cases for 3 processes: predict with --trainer\.devices 2"):
+        ShareSampler(patches, 3, 0)
 
 
 def test_shorter_tables_are_padded_with_rows_that_mean_unknown(spine):

@@ -79,8 +79,10 @@ def test_scans_without_a_line_have_no_boxes(tmp_path):
     ("text", "told"),
     [
         ("seriesuid,coordX,coordY,diameter_mm\na,1,2,3", "wanted are subject, coordX, coordY, coordZ, diameter_mm"),
-        (f"{HEADER}\n1.2.3,1,2,x,3", r"line 2: could not convert .* 'x'; expected millimetres"),
-        (f"{HEADER}\n1.2.3,1,2,3,0", r"line 2: the diameter is 0\.0"),
+        (f"{HEADER}\n1.2.3,1,2,x,3", "line 2: coordZ is 'x'; expected millimetres"),
+        (f"{HEADER}\n1.2.3,nan,2,3,6", "line 2: coordX is 'nan'; expected millimetres"),
+        (f"{HEADER}\n1.2.3,1,2,3,inf", "line 2: diameter_mm is 'inf'; expected millimetres"),
+        (f"{HEADER}\n1.2.3,1,2,3,0", "line 2: diameter_mm is 0; expected above 0 mm"),
         (f"{HEADER}\na,1,2,3,4", r"lines about a, but no scan is called so: 1\.2\.3"),
     ],
 )

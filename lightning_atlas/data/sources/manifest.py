@@ -12,14 +12,16 @@ As JSON::
         {"subject": "a1", "patient": "a", "split": "train", "dataset": "clinic",
          "image": "scans/a1.nii.gz", "label": "labels/a1.nii.gz",
          "masks": {"tumor": "masks/a1.nii.gz", "cyst": {"file": "a1.seg.nrrd", "value": 3, "layer": 1}},
-         "drawn": ["liver", "tumor"], "target": 1, "boxes": [[10, 20, 3, 40, 55, 9, 1]]}
+         "drawn": ["liver", "tumor"], "target": 1, "boxes": [[10, 20, 3, 40, 55, 9, 1]]},
+        {"subject": "s7_109", "image": "slices/s7/109.png", "slab": {"spacing_mm": [0.8, 0.8, 5], "offset": -32768}}
       ]
     }
 
 Only `subject` and `image` must be there. `image` may be a table of files by channel: `{"T1": ..., "T2": ...}`. What
 stands in a dataset holds for its subjects; a subject may say otherwise. `dataset` may be left out where there is one
-only, `split` where a seed is to divide the patients; `fold` is the number of a published fold, from 0. Relative paths
-start at the manifest's folder.
+only, `split` where a seed is to divide the patients; `fold` is the number of a published fold, from 0. `slab` reads
+with a numbered picture the planes about it (`lightning_atlas.data.slab.Slab` says what may stand in it), among which
+its boxes count k. Relative paths start at the manifest's folder.
 
 As CSV: a line for each subject, with the same names as columns; a channel is a column `image:T1`, a mask a column
 `mask:tumor`, a label or value of the whole scan a column `target:age`; names in `drawn` have `;` between them, as have
@@ -36,6 +38,7 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from lightning_atlas.data.cases import Case, DrawnOn, Mark, Source, Split
+from lightning_atlas.data.slab import Slab, plane_number
 from lightning_atlas.data.sources.tables import check_keys, expect, named_values, read_json, read_rows
 
 SETTINGS = ("modality", "vocabulary", "values", "ignore_value", "drawn_on")
@@ -52,10 +55,11 @@ KEYS = (
     "drawn",
     "target",
     "boxes",
+    "slab",
     *SETTINGS,
 )
 """What may be said of a subject."""
-JSON_CELLS = ("drawn", "fold", "target", "ignore_value", "boxes", "values", "drawn_on")
+JSON_CELLS = ("drawn", "fold", "target", "ignore_value", "boxes", "slab", "values", "drawn_on")
 BOX_NUMBERS = (6, 7)
 
 Told = Mapping[str, Any]
@@ -210,11 +214,12 @@ def _case(place: str, told: Told, datasets: Mapping[str, Told], folder: Path) ->
     drawn_upon = told.get("label") or told.get("boxes") or "values" in told
     drawn = told.get("drawn")
     patient = told.get("patient")
+    image = _image(f"{place}, image", told["image"], folder)
     try:
         return Case(
             subject=str(told["subject"]),
             split=cast(Split, split),
-            image=_image(f"{place}, image", told["image"], folder),
+            image=image,
             label=_file(f"{place}, label", told["label"], folder) if told.get("label") else None,
             values=named_values(settings.get("values") or {}, f"{place}, values") if drawn_upon else {},
             modality=_word(place, settings, "modality"),
@@ -228,6 +233,7 @@ def _case(place: str, told: Told, datasets: Mapping[str, Told], folder: Path) ->
             target=_target(f"{place}, target", told.get("target")),
             boxes=tuple(_box(f"{place}, boxes", box) for box in told.get("boxes") or ()),
             fold=_whole(f"{place}, fold", told.get("fold")),
+            slab=None if told.get("slab") is None else _slab(f"{place}, slab", told["slab"], image),
         )
     except ValueError as error:
         raise error if str(error).startswith(place) else ValueError(f"{place}: {error}") from error
@@ -307,6 +313,19 @@ def _target(place: str, told: object) -> float | int | dict[str, Any] | None:
     if not isinstance(told, Mapping):
         return _number(place, told)
     return {str(name): value if isinstance(value, str) else _number(place, value) for name, value in told.items()}
+
+
+def _slab(place: str, given: object, middle: Path | Mapping[str, Path]) -> Slab:
+    told = expect(given, Mapping, place, '{"spacing_mm": [0.8, 0.8, 5]}')
+    check_keys(told, [each.name for each in fields(Slab)], place)
+    sides = expect(told.get("spacing_mm"), list, f"{place}, spacing_mm", "[0.8, 0.8, 5]")
+    sides = [float(expect(side, float, f"{place}, spacing_mm", "[0.8, 0.8, 5]")) for side in sides]
+    if len(sides) != 3 or isinstance(middle, Mapping):
+        raise ValueError(f"{place} is {told}; it has three sides of a voxel, and the image is one file")
+    plane_number(middle)
+    kinds = {"planes": int, "interval_mm": float, "offset": float}
+    rest = {key: kind(expect(told[key], kind, f"{place}, {key}", "9")) for key, kind in kinds.items() if key in told}
+    return Slab((sides[0], sides[1], sides[2]), **rest)
 
 
 def _box(place: str, told: object) -> tuple[float, ...]:

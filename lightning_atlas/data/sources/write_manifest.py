@@ -5,7 +5,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,10 @@ def write_manifest(path: Path, cases: Sequence[Case], name: str = "") -> None:
         name: Name of the whole.
 
     Raises:
-        ValueError: A case is simulated or made of several pictures, or one of several datasets has no name.
+        ValueError: A case is simulated, or one of several datasets has no name.
     """
     if simulated := [case.subject for case in cases if case.variation is not None]:
         raise ValueError(f"{simulated[0]} is simulated and has no files of its own, so that no manifest can name it")
-    if slabs := [case.subject for case in cases if case.slab is not None]:
-        raise ValueError(f"{slabs[0]} is made of several pictures, which no manifest can say; use ScanLayout itself")
     folder = path.parent.absolute()
     datasets = {dataset: _shared(cases, dataset, folder) for dataset in dict.fromkeys(case.dataset for case in cases)}
     if len(datasets) > 1 and "" in datasets:
@@ -83,6 +81,7 @@ def _told(case: Case, datasets: Mapping[str, Told], folder: Path) -> dict[str, A
     told["drawn"] = None if case.drawn is None else list(case.drawn)
     told["fold"], told["target"] = case.fold, dict(case.target) if isinstance(case.target, Mapping) else case.target
     told["boxes"] = [list(box) for box in case.boxes] or None
+    told["slab"] = None if case.slab is None else asdict(case.slab)
     told = {key: value for key, value in told.items() if value is not None}
     for key, own in _settings(case, folder).items():
         applies = key != "values" or case.label or case.boxes

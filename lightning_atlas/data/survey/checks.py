@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lightning_atlas.data.cases import Case
 from lightning_atlas.data.sources.splits import apart
-from lightning_atlas.data.survey.damage import Defect, Finding, Inspection, Note, drawings, inspect_case
+from lightning_atlas.data.survey.damage import Defect, Finding, Inspection, Note, drawings, inspect_case, is_crop
 
 __all__ = ["Defect", "Note", "Report", "check_case", "check_cases", "inspect_case"]
 
@@ -118,7 +118,8 @@ def _in_both_roles(cases: Sequence[Case]) -> Iterator[Defect]:
     scans = {path.absolute(): case for case in cases for path in case.channels.values()}
     for case in cases:
         for path in drawings(case):
-            if other := scans.get(path.absolute()):
+            other = scans.get(path.absolute())
+            if other and not (other is case and is_crop(path)):
                 found = f"is a scan (of {other.subject}) and a drawing (of {case.subject}) at once"
                 yield Defect(path, found, "name the right file for each", case.subject)
 

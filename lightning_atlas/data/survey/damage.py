@@ -23,7 +23,9 @@ from lightning_atlas.data.formats import (
     segments,
     whole_numbers,
 )
+from lightning_atlas.data.formats.nodule import ENDING as CROP
 from lightning_atlas.data.labels.grids import described
+from lightning_atlas.data.store.slabs import read_slab
 
 ROUNDING_VOXELS = 1e-6
 FIRST_FEW = 12
@@ -170,6 +172,7 @@ def inspect_case(case: Case, seen: Seen | None = None) -> Inspection:
         for container in sound:
             _check_grid(container, "LabelMap", whole[0], inspection)
         _check_boxes(case, whole[0], inspection)
+        _check_neighbours(case, inspection, seen)
     return inspection
 
 
@@ -177,6 +180,11 @@ def drawings(case: Case) -> list[Path]:
     """Return the files in which somebody drew, each once."""
     files = [*([case.label] if case.label else []), *(mark.file for mark in case.masks.values())]
     return list(dict.fromkeys([*files, *(place.mask for place in case.drawn_on if place.mask)]))
+
+
+def is_crop(path: Path) -> bool:
+    """Tell whether a file is a nodule of LIDC, which holds a scan and, in layers, what each reader drew on it."""
+    return path.name.lower().endswith(CROP)
 
 
 def _open_all(files: Mapping[str, Path], inspection: Inspection, labels: bool) -> dict[str, Container]:
@@ -200,7 +208,8 @@ def _check_channels(
         layers[mark.file].add(mark.layer)
     for container in drawn.values():
         held, asked = container.header.channels, max(layers[container.file])
-        if asked >= held or (held > 1 and asked == 0 and not _is_segmentation(container.file)):
+        layered = _is_segmentation(container.file) or is_crop(container.file)
+        if asked >= held or (held > 1 and asked == 0 and not layered):
             found = f"holds {held} layers, where {asked + 1} are expected"
             inspection.defect(container.file, found, "save one volume of labels, or name the layer of each structure")
 
@@ -230,12 +239,23 @@ def _overlap(header: Header, expected: Header) -> bool:
 
 
 def _check_boxes(case: Case, scan: Container, inspection: Inspection) -> None:
-    shape = scan.header.shape
+    shape = scan.header.shape if case.slab is None else (*scan.header.shape[:2], case.slab.planes)
     for box in case.boxes:
         begin, end = box[:3], box[3:6]
         if not all(0 <= low < high <= size for low, high, size in zip(begin, end, shape, strict=True)):
             found = f"has the box {tuple(box)}, but {'x'.join(map(str, shape))} voxels"
             inspection.defect(scan.file, found, "boxes are (i0, j0, k0, i1, j1, k1, class) in voxels, ends excluded")
+
+
+def _check_neighbours(case: Case, inspection: Inspection, seen: Seen) -> None:
+    """Read the other planes of a slab, unless they were seen."""
+    middle = next(iter(case.channels.values()))
+    if case.slab is None or seen.scans.keys() >= set(case.slab.files(middle)):
+        return
+    try:
+        read_slab(case.slab, middle, seen)
+    except BadFileError as error:
+        inspection.defect(error.file, error.found, error.remedy)
 
 
 def _read_intensities(channel: str, container: Container, inspection: Inspection, seen: Seen) -> bool:

@@ -1,7 +1,6 @@
 import json
 import tracemalloc
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +8,7 @@ import torch
 from PIL import Image
 from torchio.transforms import Clamp, RandomFlip, RescaleIntensity, ToOrientation
 
-from lightning_atlas.data import Patches, ScanDataModule, ScanLayout, SourceBoxes, write_manifest
+from lightning_atlas.data import Patches, ScanDataModule, ScanLayout, SourceBoxes
 from lightning_atlas.data.slab import Slab
 from lightning_atlas.data.sources.layouts import read_layout
 from lightning_atlas.data.store.reading import read_channels
@@ -84,17 +83,17 @@ def test_the_table_gives_split_patient_and_boxes(tmp_path):
     written(tmp_path, lines)
     result = read_layout(tmp_path)
     assert result.layout == "deeplesion"
-    first, second = result.cases
+    first, second, third = result.cases
     assert (first.subject, first.patient, first.split, first.modality) == ("000001_01_01_110", "000001", "train", "CT")
     # the table counts from 1
     assert first.boxes == ((4, 3, 4, 10, 8, 5, 0), (11.5, 1, 4, 19, 5, 5, 0))
-    assert second.split == "val"
-    assert any("1 lesions that the table calls possibly noisy" in note for note in result.notes)
-    assert any("1 of 3 slices have no picture" in note for note in result.notes)
+    assert (second.split, third.split) == ("val", "test")
+    assert any("1 lesions that the table calls possibly noisy are taken" in note for note in result.notes)
+    assert any("1 of 4 slices have no picture" in note for note in result.notes)
 
 
 def test_the_json_form_says_the_same(tmp_path):
-    written(tmp_path, [line(split=2, interval=2.0)], inner="Images_png/Images_png")
+    written(tmp_path, [line(split=2, interval=2.0, noisy=1)], inner="Images_png/Images_png")
     (told,) = read_layout(tmp_path).cases
     (tmp_path / "DL_info.csv").unlink()
     slices = [
@@ -193,7 +192,5 @@ def test_faults_are_told(tmp_path):
     (case,) = read_layout(folder).cases
     with pytest.raises(ValueError, match="unlike sizes"):
         read_channels(case)
-    with pytest.raises(ValueError, match="made of several pictures"):
-        write_manifest(Path("m.json"), [case])
     with pytest.raises(ValueError, match="odd number of planes"):
         Slab((1.0, 1.0, 1.0), planes=4)

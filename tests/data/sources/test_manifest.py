@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from lightning_atlas.data.cases import Case, DrawnOn, Mark
+from lightning_atlas.data.slab import Slab
 from lightning_atlas.data.sources.manifest import Manifest
 from lightning_atlas.data.sources.write_manifest import write_manifest
 from lightning_atlas.data.variation import Variation
@@ -22,9 +23,10 @@ def written(path, document):
 
 def every_kind(folder):
     """Cases that between them use every field and differ from their dataset in each setting."""
-    touch(folder, "ä b.nii.gz", "t1.nii", "t2.nii", "l.nii.gz", "m.nii.gz", "s.seg.nrrd", "d.nii", "x.png")
+    touch(folder, "ä b.nii.gz", "t1.nii", "t2.nii", "l.nii.gz", "m.nii.gz", "s.seg.nrrd", "d.nii", "x.png", "s/109.png")
     clinic = {"dataset": "clinic", "modality": "CT", "vocabulary": "amos", "values": {"liver": 1, "spleen": 2}}
     mask = Mark(folder / "m.nii.gz")
+    slab = Slab((0.8, 0.8, float("nan")), planes=5, offset=-32768.0)
     drawn = DrawnOn(planes=(1, 4), mask=folder / "d.nii", axis="i", names=("liver",))
     label = folder / "l.nii.gz"
     return [
@@ -38,6 +40,7 @@ def every_kind(folder):
         Case("6", "predict", folder / "x.png", dataset="clinic", patient="06"),
         Case("7", "train", folder / "x.png", dataset="clinic", modality="CT", target=2),
         Case("8", "train", folder / "x.png", dataset="other", target=0.5, boxes=((0.0, 0.5, 0.0, 9.0, 9.0, 1.0, 2.0),)),
+        Case("9", "train", folder / "s/109.png", dataset="other", slab=slab, boxes=((0.0, 0.0, 2.0, 9.0, 9.0, 3.0),)),
     ]  # fmt: skip
 
 
@@ -114,6 +117,13 @@ def subject(**told):
         (subject(label="l.nii", values={"liver": 0}), "'liver' has the value 0; values are whole numbers from 1"),
         (subject(label="l.nii", values={"liver": 1, "spleen": 1}), "'liver' and 'spleen' both have the value 1"),
         (subject(boxes=[[0, 0, 0, 5, 0, 1]]), "a box is"),
+        (subject(slab={}), "slab, spacing_mm is None; write it like"),
+        (subject(slab={"spacing_mm": [1, 1]}), "it has three sides of a voxel"),
+        (subject(slab={"spacing_mm": [1, 1, "?"]}), r"spacing_mm is '\?'"),
+        (subject(slab={"spacing_mm": [1, 1, 5]}), "has no number of its plane at the end of its name"),
+        (subject(slab={"spacing_mm": [1, 1, 5]}, image={"T1": "1.nii"}), "the image is one file"),
+        (subject(slab={"spacing_mm": [1, 1, 5], "plane": 9}), "slab: unknown 'plane'; did you mean 'planes'"),
+        (subject(slab={"spacing_mm": [1, 1, 5], "planes": 4}, image="1.png"), "an odd number of planes"),
         (subject(target="two"), "target is 'two'"),
         (subject(subject="../a"), "cannot be a subject's name"),
         ({"subjects": subject()["subjects"] * 2}, "two subjects are called 'a': .*subject 'a' and .*subject 'a'"),

@@ -4,7 +4,7 @@ from dataclasses import replace
 import nibabel as nib
 import numpy as np
 
-from lightning_atlas.data.cases import Case, DrawnOn
+from lightning_atlas.data.cases import Case, DrawnOn, Mark
 from lightning_atlas.data.survey.checks import check_case, check_cases, inspect_case
 from lightning_atlas.data.variation import Variation
 
@@ -84,6 +84,19 @@ def test_a_file_that_is_scan_and_label_is_told(tmp_path):
     one, two = cohort(tmp_path, "a", "b")
     lines = [str(each) for each in check_cases([one, replace(two, image=one.label)]).defects]
     assert [line for line in lines if "is a scan (of b) and a drawing (of a) at once" in line]
+
+
+def test_a_crop_is_scan_and_drawing_of_its_own_case_only(tmp_path):
+    def crop(name, seed, drawn_in):
+        voxel = np.random.default_rng(seed).integers(0, 255, (4, 4, 4), dtype=np.uint8)
+        np.savez(tmp_path / f"{name}.npz", voxel=voxel, answer1=voxel > 99)
+        masks = {"nodule": Mark(tmp_path / f"{drawn_in}.npz", 1)}
+        return Case(name, "train", tmp_path / f"{name}.npz", masks=masks)
+
+    one = crop("a", 0, "a")
+    assert check_cases([one, crop("b", 1, "b")]).defects == ()
+    line = between(check_cases([one, crop("b", 1, "a")]))
+    assert "a.npz is a scan (of a) and a drawing (of b) at once" in line
 
 
 def test_threads_find_the_same_and_progress_is_told(tmp_path):

@@ -5,6 +5,7 @@ import struct
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -16,6 +17,7 @@ from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from lightning_atlas.data.cases import Case, DrawnOn, Mark
+from lightning_atlas.data.slab import Slab
 from lightning_atlas.data.survey.checks import check_case
 from lightning_atlas.data.survey.damage import Defect, Note
 
@@ -274,6 +276,47 @@ def test_boxes_outside_the_scan_are_told(case):
     inside, outside = (0.0, 0.0, 0.0, 8.0, 8.0, 8.0, 1.0), (0.0, 0.0, 3.0, 8.0, 8.0, 9.0, 1.0)
     assert check_case(replace(case, boxes=(inside,))) == []
     assert "box (0.0, 0.0, 3.0, 8.0, 8.0, 9.0, 1.0)" in only(check_case(replace(case, boxes=(inside, outside))))
+
+
+@pytest.fixture
+def slab(tmp_path):
+    """Five slices of which each is made of two, and a box on the one in the middle."""
+    for number in range(1, 8):
+        values = np.random.default_rng(number).integers(0, 999, (6, 8), dtype=np.uint16)
+        Image.fromarray(values).save(tmp_path / f"{number}.png")
+    slab = Slab((1.0, 1.0, 5.0), planes=5, interval_mm=2.5)
+    return Case("one", "train", tmp_path / "4.png", slab=slab, boxes=((0.0, 0.0, 2.0, 8.0, 6.0, 3.0, 0.0),))
+
+
+def test_boxes_of_a_slab_lie_among_its_planes(slab):
+    assert check_case(slab) == []
+    assert "8x6x5 voxels" in only(check_case(replace(slab, boxes=((0.0, 0.0, 4.0, 8.0, 6.0, 6.0, 0.0),))))
+
+
+@pytest.mark.parametrize(
+    ("values", "found"),
+    [
+        (np.zeros((6, 7), np.uint16), "unlike sizes"),
+        (np.zeros((6, 8, 3), np.uint8), "holds colours"),
+        (None, "damaged"),
+    ],
+)
+def test_a_bad_neighbour_of_a_slab_is_told(slab, tmp_path, values, found):
+    if values is None:
+        (tmp_path / "5.png").write_bytes((tmp_path / "5.png").read_bytes()[:60])
+    else:
+        Image.fromarray(values).save(tmp_path / "5.png")
+    assert found in only(check_case(slab))
+
+
+def test_a_crop_holds_its_scan_and_what_four_readers_drew(tmp_path):
+    answers: Any = {f"answer{n}": np.eye(8, dtype=bool)[None].repeat(8, 0) for n in (1, 2, 3, 4)}
+    voxel = np.random.default_rng(0).integers(0, 255, (8, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "a.npz", voxel=voxel, **answers)
+    drawn = Case("one", "train", tmp_path / "a.npz", masks={"nodule": Mark(tmp_path / "a.npz", 1)})
+    assert check_case(drawn) == []
+    fifth = {"nodule": Mark(tmp_path / "a.npz", 1, layer=4)}
+    assert "holds 4 layers, where 5 are expected" in only(check_case(replace(drawn, masks=fifth)))
 
 
 def test_every_defect_of_a_case_is_told_in_one_pass(case, tmp_path):

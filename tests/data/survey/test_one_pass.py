@@ -4,9 +4,11 @@ from dataclasses import replace
 import nibabel as nib
 import numpy as np
 import pytest
+from PIL import Image
 
 from lightning_atlas.data.cases import Case, DrawnOn, Mark
 from lightning_atlas.data.formats import Container
+from lightning_atlas.data.slab import Slab
 from lightning_atlas.data.survey.checks import check_cases
 from lightning_atlas.data.survey.fingerprint import fingerprint
 from lightning_atlas.data.survey.one_pass import check_and_measure
@@ -63,6 +65,18 @@ def test_one_reading_says_what_two_say(cases, streams):
     assert str(report) == str(check_cases(cases))
     assert measured is not None
     assert measured == fingerprint(cases, progress=False)
+
+
+def test_each_plane_of_a_slab_is_read_once(tmp_path, streams):
+    for number in range(1, 6):
+        values = np.random.default_rng(number).integers(0, 999, (6, 8), dtype=np.uint16)
+        Image.fromarray(values).save(tmp_path / f"{number}.png")
+    case = Case("slab", "train", tmp_path / "3.png", slab=Slab((1.0, 1.0, 5.0), planes=5, interval_mm=5.0))
+    report, measured = check_and_measure([case], progress=False)
+    assert streams == {f"{number}.png": 1 for number in range(1, 6)}
+    assert not report.defects
+    assert measured is not None
+    assert measured.cases[0].shape == (8, 6, 5)
 
 
 def test_a_scan_under_two_names_is_seen_by_its_voxels(cases):
