@@ -21,26 +21,31 @@ def evidence(
     probability: Float[np.ndarray, "i j k"],
     lesion: Bool[np.ndarray, "i j k"],
     organ: Bool[np.ndarray, "i j k"],
-    least_voxels: int = 0,
+    least_mm3: float = 0.0,
+    voxel_mm3: float = 1.0,
 ) -> float:
     """Return the highest probability within the components of a lesion that count; 0 where none does.
 
-    A component (of voxels that share a face) counts if it has more voxels than `least_voxels` and touches the organ,
-    or lies in it; the organ is its own largest component.
+    A component (of voxels that share a face) counts if it has a volume of `least_mm3` or more and touches the organ, by
+    a corner at least, or lies in it; the organ is its own largest component.
 
     Source: Li et al., "How Well Do Supervised 3D Models Transfer to Medical Imaging Tasks?", 2024,
-    https://arxiv.org/abs/2501.11253, as its public evaluation does.
+    https://arxiv.org/abs/2501.11253; target_applications/pancreas_tumor_detection/eval.py of its repository.
+    Differs: sizes are volumes (there numbers of voxels, whatever their size); what lies outside of such components does
+    not count (there the probability within the organ does too).
 
     Args:
         probability: Of the lesion.
         lesion: Where it is predicted.
         organ: Where the organ is predicted.
-        least_voxels: Components of so many voxels or fewer do not count.
+        least_mm3: Components of less do not count.
+        voxel_mm3: Volume of a voxel.
     """
-    around: Any = ndimage.binary_dilation(largest_component(organ))
+    around: Any = ndimage.binary_dilation(largest_component(organ), np.ones((3, 3, 3), dtype=bool))
     numbers, count = _components(lesion)
     sizes = np.bincount(numbers.ravel(), minlength=count + 1)
-    counts = (sizes > least_voxels) & np.isin(np.arange(count + 1), numbers[around])
+    enough = sizes * voxel_mm3 >= least_mm3 * (1 - 1e-5)  # spacings come in float32
+    counts = enough & np.isin(np.arange(count + 1), numbers[around])
     counts[0] = False
     kept = counts[numbers]
     return float(probability[kept].max()) if kept.any() else 0.0

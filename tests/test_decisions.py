@@ -29,21 +29,38 @@ TOUCHING = box(slice(6, 8), slice(0, 4), slice(0, 4))
 """32 voxels that share faces with the organ."""
 
 
-def score(lesion, least=0, organ=ORGAN, probability=None):
+def score(lesion, least_mm3=0.0, organ=ORGAN, probability=None, voxel_mm3=1.0):
     probability = np.linspace(0.1, 0.9, lesion.size).reshape(SHAPE) if probability is None else probability
-    return evidence(probability, lesion, organ, least)
+    return evidence(probability, lesion, organ, least_mm3, voxel_mm3)
 
 
-def test_a_component_counts_only_where_it_touches_the_organ_and_is_larger_than_the_least():
+def test_a_component_counts_only_where_it_touches_the_organ_and_has_the_least_volume():
     probability = np.where(TOUCHING, 0.7, 0.2)
-    assert score(TOUCHING, 31, probability=probability) == pytest.approx(0.7)
-    assert score(TOUCHING, 32, probability=probability) == 0.0
+    assert score(TOUCHING, 32.0, probability=probability) == pytest.approx(0.7)
+    assert score(TOUCHING, 33.0, probability=probability) == 0.0
     apart = np.roll(TOUCHING, 1, axis=0)  # one voxel of air between
-    assert score(apart, 0, probability=probability) == 0.0
-    corner = box(slice(6, 9), slice(6, 9), slice(6, 9))  # touches by a corner only
-    assert score(corner) == 0.0
+    assert score(apart, probability=probability) == 0.0
+    corner = box(slice(6, 9), slice(6, 9), slice(6, 9))  # touches by a corner only, as published
+    assert score(corner) > 0
     inside = box(slice(1, 3), slice(1, 3), slice(1, 3))
-    assert score(inside, 7) > 0
+    assert score(inside, 8.0) > 0
+
+
+@pytest.mark.parametrize("side_mm", [0.5, 0.7, 1.5])
+def test_a_size_is_a_volume_whatever_the_voxels(side_mm):
+    voxel_mm3 = float(torch.full((3,), side_mm).double().prod())  # spacings come in float32
+    assert score(TOUCHING, 32 * side_mm**3, voxel_mm3=voxel_mm3) > 0
+    assert score(TOUCHING, 32.5 * side_mm**3, voxel_mm3=voxel_mm3) == 0.0
+
+
+@pytest.mark.parametrize("side_mm", [0.5, 1.5])
+def test_a_ball_of_5_mm_counts_by_the_published_sizes_on_their_grid_and_on_that_of_the_starts(side_mm):
+    sides = (np.arange(round(12 / side_mm)) + 0.5) * side_mm - 6
+    i, j, k = np.meshgrid(sides, sides, sides, indexing="ij")
+    ball = i**2 + j**2 + k**2 < 2.5**2
+    organ = (i < -2) & ~ball
+    for voxels in (30, 40, 35):
+        assert evidence(np.where(ball, 0.7, 0.0), ball, organ, voxels * 0.5**3, side_mm**3) == pytest.approx(0.7)
 
 
 def test_what_lies_in_components_that_do_not_count_is_not_looked_at():

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from recipe_headers import commands, header, loops, parses, recipe
 from torch.nn import functional as F
 
 from lightning_atlas.cli import main
-from lightning_atlas.cli.recipes import recipes_folder
 from lightning_atlas.contract import Contract
 from lightning_atlas.data import ScanLayout
+from lightning_atlas.data.labels.classes import match_classes
 from lightning_atlas.intake import zoo
 from lightning_atlas.intake.weights import read_file, write_weights
 from lightning_atlas.networks import ValidUNet
@@ -109,9 +110,9 @@ def test_a_target_runs_on_files_in_the_layout_that_it_names(name, tmp_path):
     code, run = fit(*words, folder=tmp_path / "out")
     assert code == 0
     assert run is not None
-    recipe = yaml.safe_load((recipes_folder() / "target" / f"{name}.yaml").read_text(encoding="utf-8"))
+    complete = yaml.safe_load(recipe(f"target/{name}").read_text(encoding="utf-8"))
     scored = [line.partition(",")[0] for line in (run / "scores.csv").read_text(encoding="utf-8").splitlines()[1:]]
-    assert set(recipe["data"]["init_args"]["classes"]) <= set(scored)
+    assert {*complete["data"]["init_args"]["classes"], "mean"} <= set(scored)
 
 
 @pytest.mark.slow
@@ -129,17 +130,52 @@ def test_the_base_trains_on_a_union_whose_datasets_have_drawn_different_things(t
 
 def test_every_structure_of_the_base_is_drawn_somewhere_and_no_dataset_has_all(tmp_path):
     union(tmp_path)
-    recipe = yaml.safe_load((recipes_folder() / "pretrain" / "sparse_base.yaml").read_text(encoding="utf-8"))
-    classes = set(recipe["data"]["init_args"]["classes"])
-    drawn = {}
-    for name, source in recipe["data"]["init_args"]["source"]["init_args"]["datasets"].items():
-        arguments = source["init_args"] | {"path": tmp_path / name}
-        case = ScanLayout(**arguments).cases()[0]
-        drawn[name] = {each.replace(" ", "_").lower() for each in case.names}
-    assert drawn["totalsegmentator"] >= {*LOBES, "heart"}
-    assert all(len(names & classes) < len(classes) for names in drawn.values())
-    named = set().union(*drawn.values())
-    assert len(classes & named) >= 14  # the others go by other words in the files: right kidney, left adrenal gland ...
+    complete = yaml.safe_load(recipe("pretrain/sparse_base").read_text(encoding="utf-8"))
+    data = complete["data"]["init_args"]
+    cases = {
+        name: ScanLayout(**source["init_args"] | {"path": tmp_path / name}).cases()[0]
+        for name, source in data["source"]["init_args"]["datasets"].items()
+    }
+    names = {dataset: (case.names, case.vocabulary) for dataset, case in cases.items()}
+    classes = match_classes(names.values(), data["classes"])
+    undrawn = {dataset: set(classes.undecided(*each)) for dataset, each in names.items()}
+    assert len(classes.names) == 22
+    assert set.intersection(*undrawn.values()) == set()
+    assert all(undrawn.values()), undrawn
+    assert undrawn["lits"] == {*classes.names} - {"liver"}
+
+
+ALIKE = ("vertebrae_ct", "lung_lobes_ct", "vertebrae_mr")
+"""Targets whose headers have the commands of the first one, with its name."""
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "pretrain/sparse_base",
+        *(pytest.param(f"target/{name}", marks=pytest.mark.slow if name in ALIKE else ()) for name in MAKERS),
+    ],
+)
+def test_a_header_has_commands_that_parse(place):
+    found = commands(recipe(place))
+    assert place in found[0]
+    assert len(found) >= 2
+    assert all(parses(words) for words in found)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_the_sweep_of_a_header_goes_through_the_arms_at_all_sizes(name):
+    turns = loops(header(recipe(f"target/{name}")))
+    assert turns["arm"] == ["full", "last_stages", "last_stages_first"]
+    assert all(recipe(f"method/{arm}").is_file() for arm in turns["arm"])
+    assert turns["shots"][-1] == "null"
+    sizes = [int(each) for each in turns["shots"][:-1]]
+    assert sizes == sorted(set(sizes))
+    every = [words for words in commands(recipe(f"target/{name}")) if "--data.splits.shots" in words]
+    assert [words[words.index("--trainer.default_root_dir") + 1] for words in every] == [
+        "sweep/scratch/1",
+        "sweep/full/1",
+    ]
 
 
 CONTRACT = Contract(

@@ -6,11 +6,15 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+ENDINGS = (".weight", ".parametrizations.weight.original")
+"""What follows a layer in the name of its kernel: as built, and under `torch.nn.utils.parametrize`."""
+
 
 class KernelPenalty(Callback):
     """Draws chosen kernels to zero: `weight` times the sum of their squares, as Keras's `l2` regularizer.
 
-    Its gradient is added before clipping; the logged loss leaves it out. Biases are never drawn.
+    Its gradient is added before clipping; the logged loss leaves it out. Biases are never drawn, nor a kernel that
+    stands still while a low-rank update of it moves (`LoRA`).
 
     Source: Humpire-Mamani et al. 2023: 3e-5 on the first convolution of each level, `encoder.*.0` and `decoder.*.0` of
     `ValidUNet`.
@@ -49,9 +53,11 @@ class KernelPenalty(Callback):
 
     def _kernels(self, module: LightningModule, everything: bool = False) -> dict[str, torch.nn.Parameter]:
         """Return the kernels of the chosen layers by the layer's name."""
-        named = _network(module).named_parameters()
         kernels = {
-            name.removesuffix(".weight"): each for name, each in named if name.endswith(".weight") and each.ndim > 1
+            name.removesuffix(ending): each
+            for name, each in _network(module).named_parameters()
+            for ending in ENDINGS
+            if name.endswith(ending) and each.ndim > 1
         }
         return {
             name: each

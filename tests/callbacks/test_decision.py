@@ -47,7 +47,7 @@ class People(LightningDataModule):
     def test_dataloader(self):
         return DataLoader(self.batches, batch_size=None)
 
-    def _case(self, number, truth, predicted, strength=4.0, looked=True):
+    def _case(self, number, truth, predicted, strength=4.0, looked=True, side_mm=1.0):
         label = torch.ones(1, 8, 8, 8, dtype=torch.int16)
         label[:, :4] = 2 if looked else 4
         if truth:
@@ -57,7 +57,7 @@ class People(LightningDataModule):
         logits[:, 1, :4] = 4
         if predicted:
             logits[:, 2, 4:6, :4, :4] = strength
-        tables = {"states": STATES[None], "drawn": (STATES >= 0)[None]}
+        tables = {"states": STATES[None], "drawn": (STATES >= 0)[None], "spacing_mm": torch.full((1, 3), side_mm)}
         return {"label": label, "logits": logits, "index": torch.tensor([number]), **tables}
 
 
@@ -82,7 +82,7 @@ def test_the_decisions_are_those_of_patients(decided):
         {"truth": False, "predicted": True, "strength": 2.5},
         {"truth": False, "predicted": True, "looked": False},  # nobody knows of d
     ]
-    results, metrics = decided(["a", "a", "b", "c", "d"], cases, "organ", {"lesion": 30})
+    results, metrics = decided(["a", "a", "b", "c", "d"], cases, "organ", {"lesion": 30.0})
     found = results["lesion"]
     assert (found.positives, found.negatives) == (1, 2)
     assert (found.sensitivity[0], found.specificity[0], found.ppv[0]) == (1.0, 0.5, 0.5)
@@ -93,24 +93,32 @@ TWO = [{"truth": True, "predicted": True}, {"truth": False, "predicted": False}]
 
 
 def test_a_component_below_the_least_size_and_a_scan_that_is_not_judged_do_not_count(decided):
-    small = decided(["a", "b"], TWO, "organ", {"lesion": 32})[0]["lesion"]
+    small = decided(["a", "b"], TWO, "organ", {"lesion": 32.5})[0]["lesion"]
     assert small.sensitivity[0] == 0.0
-    other = decided(["a", "b"], TWO, "organ", {"lesion": 0}, {"lesion": "*_1"})[0]["lesion"]
+    other = decided(["a", "b"], TWO, "organ", {"lesion": 0.0}, {"lesion": "*_1"})[0]["lesion"]
     assert (other.positives, other.negatives) == (0, 1)
 
 
-def test_the_table_has_a_line_for_each_lesion_and_its_intervals(decided):
-    line = decision_table(decided(["a", "b"], TWO, "organ", {"lesion": 0})[0]).splitlines()[1]
-    assert line.split()[:2] == ["lesion", "1/2"]
+def test_a_component_counts_by_its_volume_in_each_case(decided):
+    """32 voxels are 4 mm3 at 0.5 mm a side, and 108 mm3 at 1.5 mm."""
+    found = [{**TWO[0], "side_mm": side_mm} for side_mm in (0.5, 1.5)]
+    for least_mm3, share in ((4.0, 1.0), (5.0, 0.5), (108.0, 0.5), (109.0, 0.0)):
+        assert decided(["a", "b"], found, "organ", {"lesion": least_mm3})[0]["lesion"].sensitivity[0] == share
+
+
+def test_the_table_has_a_line_for_each_lesion_its_least_volume_and_its_intervals(decided):
+    lesions = {"lesion": 3.75}
+    line = decision_table(decided(["a", "b"], TWO, "organ", lesions)[0], lesions).splitlines()[1]
+    assert line.split()[:5] == ["lesion", ">=", "3.75", "mm3", "1/2"]
     assert "1.000 [0.207, 1.000]" in line  # Wilson's interval of 1 in 1
 
 
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("organ", {}), "write class: voxels"),
-        (("organ", {"lesion": -1}), "write class: voxels"),
-        (("organ", {"lesion": 3}, {"leison": "*"}), "leison, which is none of the lesions"),
+        (("organ", {}), "write class: least volume in mm3"),
+        (("organ", {"lesion": -1.0}), "write class: least volume in mm3"),
+        (("organ", {"lesion": 3.0}, {"leison": "*"}), "leison, which is none of the lesions"),
     ],
 )
 def test_rules_that_cannot_be_are_refused(arguments, told):
@@ -120,4 +128,4 @@ def test_rules_that_cannot_be_are_refused(arguments, told):
 
 def test_a_class_that_the_run_does_not_have_is_told_before_anything_is_scored(decided):
     with pytest.raises(ValueError, match="liver is no class of this run, which has organ, lesion"):
-        decided(["a"], TWO[:1], "liver", {"lesion": 3})
+        decided(["a"], TWO[:1], "liver", {"lesion": 3.0})

@@ -2,9 +2,13 @@ import copy
 
 import pytest
 import torch
+import yaml
+from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule, Trainer
 
+from lightning_atlas.adaptation import Adaptation, LoRA
 from lightning_atlas.callbacks import KernelPenalty
+from lightning_atlas.cli.recipes import recipes_folder
 from lightning_atlas.networks import ValidUNet
 
 FIRST = ["encoder.*.0", "decoder.*.0"]
@@ -60,6 +64,39 @@ def test_a_kernel_that_rests_is_not_drawn(tmp_path):
     after = fit(module, KernelPenalty(FIRST, weight=0.3), folder=tmp_path)
     same = {name for name, each in after.items() if torch.equal(each, before[name])}
     assert same == {f"encoder.0.{layer}.{kind}" for layer in (0, 1) for kind in ("weight", "bias")}
+
+
+METHODS = sorted({each.stem for each in recipes_folder().glob("method/*.yaml")} - {"stochastic_norm"})
+"""All but the one for networks with batch norm."""
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_leaves_the_kernels_of_the_recipes_to_be_found(method):
+    recipe = yaml.safe_load((recipes_folder() / "method" / f"{method}.yaml").read_text(encoding="utf-8"))
+    asked = recipe["model"]["init_args"].get("adaptation") or []
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--adaptation", type=list[Adaptation])
+    network = ValidUNet(features=(2, 3))
+    for each in parser.instantiate(parser.parse_object({"adaptation": asked})).adaptation:
+        each.build(network, set())
+    KernelPenalty(FIRST).on_fit_start(Trainer(logger=False, accelerator="cpu"), Fitting(network))
+
+
+@pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers")
+def test_under_lora_kernels_of_fresh_stages_are_drawn_and_held_ones_are_not(tmp_path):
+    module, lora = Fitting(ValidUNet(features=(2, 3))), LoRA(rank=2)
+    lora.build(module.network, {"encoder.1.0"})
+    held = lora.holds(module.network, {"encoder.1.0"})
+    for name, each in module.network.named_parameters():
+        each.requires_grad_(name not in held)
+    before = copy.deepcopy(module.network.state_dict())
+    after = fit(module, KernelPenalty(FIRST, weight=5.0), folder=tmp_path)  # at a rate of 0.1 a step leaves nothing
+    kernels = {name: each for name, each in after.items() if name.endswith("0.parametrizations.weight.original")}
+    assert {name for name, each in kernels.items() if not torch.equal(each, before[name])} == {
+        "encoder.1.0.parametrizations.weight.original"
+    }
+    drawn = after["encoder.1.0.parametrizations.weight.original"]
+    assert drawn.abs().max() < 0.1 * before["encoder.1.0.parametrizations.weight.original"].abs().max()
 
 
 @pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers")
