@@ -19,7 +19,7 @@ import multiprocessing
 import random
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -240,12 +240,21 @@ def _keep(run: Run, folder: Path) -> dict[str, Any]:
 def best_rates(runs: Sequence[Run], folder: Path) -> dict[tuple[str, str], float]:
     """Return the rate of each way: chosen once, at two planes and seed 0."""
     trials = [replace(run, planes=2, seed=0, rate=rate) for run in runs if run.arm != "direct" for rate in RATES]
-    results = perform_all(list(dict.fromkeys(trials)), folder)
+    return best_of(perform_all(list(dict.fromkeys(trials)), folder))
+
+
+def best_of(trials: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], float]:
+    """Return the rate of each way whose trial did best on the warp that no table shows."""
     best: dict[tuple[str, str], float] = {}
-    for key in {(each["arm"], each["head"]) for each in results}:
-        of_arm = [each for each in results if (each["arm"], each["head"]) == key]
-        best[key] = max(of_arm, key=lambda each: each["chosen by"])["rate"]
+    for each in sorted(trials, key=lambda each: each["chosen by"]):
+        best[each["arm"], each["head"]] = each["rate"]
     return best
+
+
+def at_best_rates(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the results without those of rates that were only tried."""
+    best = best_of([each for each in results if (each["planes"], each["seed"]) == (2, 0)])
+    return [each for each in results if each["rate"] == best.get((each["arm"], each["head"]))]
 
 
 def all_runs(target: str, short: bool) -> list[Run]:
@@ -294,7 +303,10 @@ def run_all() -> None:
     chosen = parser.parse_args()
     if chosen.table:
         kept = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(chosen.folder.glob("*.json"))]
-        results = [each for each in kept if each["target"] == chosen.target]
+        runs = all_runs(chosen.target, chosen.short)
+        alike = [each for each in kept if (each["target"], each["steps"]) == (chosen.target, runs[0].steps)]
+        numbers = {run.planes for run in runs}
+        results = [each for each in at_best_rates(alike) if each["planes"] in numbers]
     else:
         runs = all_runs(chosen.target, chosen.short)
         rates = best_rates(runs, chosen.folder)

@@ -10,8 +10,9 @@
 steps and settings: three channels and one slice, so that the middle plane of each kernel alone acts. It is kept as
 torchvision writes a 2D ResNet, and inflated. Each start then trains on one scan of which 2, 4, 6, 8 or 10 planes are
 drawn, and is scored on the planes that none of these runs saw, and on two held-out warps. Each seed draws other planes;
-all starts share them. The learning rate of a start is the best of three at 4 planes and seed 0, by the Dice of a warp
-that no table shows. Runs are kept in FOLDER one by one, so that a stopped benchmark goes on.
+all starts share them, and no head has outputs of its weights. The learning rate of a start is the best of four at 4
+planes and seed 0, by the Dice of a warp that no table shows. R3D from scratch is trained four times as long besides,
+with all planes: what that reaches too is speed. Runs are kept in FOLDER one by one, so that a stopped one goes on.
 
 All scans are one patient: the numbers show what a start does, and are no evidence about patients.
 """
@@ -20,52 +21,20 @@ import argparse
 import hashlib
 import json
 import multiprocessing
-import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from natural_pictures import pretrain, unpack
+from natural_tables import ARMS, CAPTION, MOST, RATES, SHARES, SHORT_ARMS, draw, report, still_rising
 
 TARGET = "target/abdomen_mr"
-MOST = 10
-"""Drawn planes that are all of them; what is left over is scored."""
-SHARES = (20, 40, 60, 80, 100)
-RATES = (1e-3, 3e-3, 1e-2)
 CURVE = (0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
 """Shares of the steps at which the held-out planes are scored."""
-CAPTION = (
-    "All scans are one patient: one scan, its warps and its planes. Mean Dice over classes [lowest, highest seed]."
-)
-
-
-class Arm(NamedTuple):
-    """A start.
-
-    Args:
-        family: `R3D`, in a ResUNet, or `UNet`.
-        weights: Of which pre-training, or a published name; `None` is from scratch.
-        inflation: How 2D kernels become 3D ones.
-    """
-
-    family: str
-    weights: str | None = None
-    inflation: str | None = None
-
-
-ARMS = {
-    "R3D from scratch": Arm("R3D"),
-    "R3D from pictures as volumes": Arm("R3D", "vdt.ckpt"),
-    "R3D from 2D, centre": Arm("R3D", "flat.pt", "centre"),
-    "R3D from 2D, mean": Arm("R3D", "flat.pt", "mean"),
-    "U-Net from scratch": Arm("UNet"),
-    "U-Net from CT (starter)": Arm("UNet", "starter_abdomen_ct"),
-}
-SHORT_ARMS = tuple(ARMS)[:3]
 
 
 @dataclass(frozen=True)
@@ -114,7 +83,8 @@ def perform(run: Run) -> dict[str, Any]:
     import_parts()
     lightning.seed_everything(run.seed, verbose=False)
     module, data, cases = prepared(run)
-    held = cases.pop("held-out planes")
+    copies = {f"{name}, copy": copied(data, some) for name, some in cases.items()}
+    (held,) = cases.pop("held-out planes")
     curve: dict[int, float] = {}
     wanted = {max(1, round(share * run.steps)) for share in CURVE}
 
@@ -140,11 +110,11 @@ def perform(run: Run) -> dict[str, Any]:
     seconds = time.perf_counter() - start
     module.to(torch.device(run.device))
     scores = {name: dice(module, some) for name, some in cases.items()}
-    return {**asdict(run), "seconds": seconds, "curve": curve, "held-out planes": curve[run.steps], **scores}
+    return {**asdict(run), "seconds": seconds, "curve": curve, "held-out planes": curve[run.steps], **scores, **copies}
 
 
 def prepared(run: Run) -> tuple[Any, Any, dict[str, Any]]:
-    """Return the module, the data, and the cases that are scored, by name; the first is one, the others are lists."""
+    """Return the module, the data, and the cases that are scored, by name."""
     import torch
     from bench_adaptation import Run as Planned, data_of, drawn_planes
 
@@ -155,7 +125,7 @@ def prepared(run: Run) -> tuple[Any, Any, dict[str, Any]]:
     from lightning_atlas.networks import R3D, DepthPolicy, ResUNet, UNet
     from lightning_atlas.tasks import Segmentation
 
-    arm, planned = ARMS[run.arm], Planned(TARGET, "full", "copied", MOST, run.seed, run.steps, run.rate)
+    arm, planned = ARMS[run.arm], Planned(TARGET, "full", "new", MOST, run.seed, run.steps, run.rate)
     order = drawn_planes(planned)
     data, most, dense = (data_of(planned, some) for some in (order[: MOST * run.share // 100], order, None))
     # A family's preprocessing is that of its weights, from scratch too.
@@ -168,7 +138,7 @@ def prepared(run: Run) -> tuple[Any, Any, dict[str, Any]]:
     drawn = (most.whole("train", 0)["label"][0] != 0).flatten(0, 1).any(dim=0)
     whole = dense.whole("train", 0)
     cases = {
-        "held-out planes": {**whole, "label": whole["label"] * (~drawn)},
+        "held-out planes": [{**whole, "label": whole["label"] * (~drawn)}],
         "warps": [data.whole("test", number) for number in range(len(data.subjects("test")))],
         "chosen by": [data.whole("val", 0)],
     }
@@ -185,20 +155,40 @@ def prepared(run: Run) -> tuple[Any, Any, dict[str, Any]]:
     return module, data, cases
 
 
+def copied(data: Any, cases: Sequence[Any]) -> float:
+    """Return the mean Dice of each plane as a copy of the nearest one that is drawn in training."""
+    from lightning_atlas.callbacks.baseline import nearest_plane
+    from lightning_atlas.types import Prediction
+
+    thin = data.whole("train", 0)
+    copy = nearest_plane(thin["label"][0])
+    assert copy is not None
+    return mean_dice(cases, lambda case: Prediction(copy[None], thin["states"] == 1))
+
+
 def dice(module: Any, cases: Sequence[Any]) -> float:
     """Return the mean Dice over classes of whole cases, in evaluation."""
     import torch
 
-    from lightning_atlas.metrics import CaseDice
-
-    module.eval()
-    metric = CaseDice(cases[0]["states"].shape[2])
-    for number, case in enumerate(cases):
+    def predicted(case: Any) -> Any:
         with torch.inference_mode():
             found = module.predict_step({**case, "image": case["image"].to(module.device)}, 0)
+        return type(found)(*(each.cpu() for each in found))
+
+    module.eval()
+    return mean_dice(cases, predicted)
+
+
+def mean_dice(cases: Sequence[Any], of: Callable[[Any], Any]) -> float:
+    """Return the mean Dice over classes of what is said of whole cases."""
+    import torch
+
+    from lightning_atlas.metrics import CaseDice
+
+    metric = CaseDice(cases[0]["states"].shape[2])
+    for number, case in enumerate(cases):
         volume = case["spacing_mm"].prod(1) / 1000
-        cpu = type(found)(*(each.cpu() for each in found))
-        metric.update(cpu, case["label"], case["states"], case["drawn"], torch.tensor([number]), volume)
+        metric.update(of(case), case["label"], case["states"], case["drawn"], torch.tensor([number]), volume)
     return float(metric.compute().mean)
 
 
@@ -212,7 +202,7 @@ def perform_all(runs: Sequence[Run], folder: Path, processes: int) -> list[dict[
             told = f"{result['arm']}, {result['share']} %, seed {result['seed']}, rate {result['rate']:.0e}"
             took = f"{result['held-out planes']:.3f} ({result['seconds']:.0f} s)"
             print(f"{number} of {len(wanted)}: {told}: {took}", flush=True)
-    return [json.loads((folder / run.name).read_text(encoding="utf-8")) for run in runs]
+    return kept(runs, folder)
 
 
 def _keep(run: Run, folder: Path) -> dict[str, Any]:
@@ -225,103 +215,38 @@ def _keep(run: Run, folder: Path) -> dict[str, Any]:
 
 def all_runs(folder: Path, options: argparse.Namespace) -> list[Run]:
     """Return every run, at a rate that is yet to be chosen."""
-    shares, seeds = ((20, 100), 2) if options.short else (SHARES, options.seeds)
+    every, seeds = ((20, 100), 2) if options.short else (SHARES, options.seeds)
     runs = []
     for name in SHORT_ARMS if options.short else ARMS:
-        given = ARMS[name].weights
+        given, times = ARMS[name].weights, ARMS[name].times
+        shares = every if times == 1 else (100,)
         own = None if given is None else folder / given
         version = hashlib.sha256(own.read_bytes()).hexdigest()[:8] if own and own.exists() else str(given)
         weights = str(own) if own and own.exists() else given
         first = Run(name, weights, str(folder / "vdt.ckpt"), version, options.features, 0, 0, options.steps, 0.0, "cpu")
-        first = replace(first, device=options.device)
+        first = replace(first, device=options.device, steps=times * options.steps)
         runs += [replace(first, share=share, seed=seed) for share in shares for seed in range(seeds)]
     return runs
 
 
-def at_best_rates(runs: Sequence[Run], folder: Path, processes: int) -> list[Run]:
-    """Return the runs at the rate of their arm: chosen once, at 40 % and seed 0."""
+def trials_of(runs: Sequence[Run]) -> list[Run]:
+    """Return what chooses the rate of each arm, once, at 40 % and seed 0."""
     first = {run.arm: replace(run, share=40, seed=0) for run in runs}
-    trials = perform_all([replace(run, rate=rate) for run in first.values() for rate in RATES], folder, processes)
-    best = {arm: max((e for e in trials if e["arm"] == arm), key=lambda e: e["chosen by"])["rate"] for arm in first}
-    return [replace(run, rate=best[run.arm]) for run in runs]
+    return [replace(run, rate=rate) for run in first.values() for rate in RATES]
 
 
-def means(results: Sequence[Mapping[str, Any]], arm: str, where: str) -> dict[int, list[float]]:
-    """Return the scores of an arm by share, of each seed once."""
-    own = [each for each in results if each["arm"] == arm]
-    return {
-        share: [each[where] for each in own if each["share"] == share]
-        for share in sorted({each["share"] for each in own})
-    }
+def at_best_rates(runs: Sequence[Run], trials: Sequence[Mapping[str, Any]]) -> list[Run]:
+    """Return the runs at the rate of their arm; those of arms that were not tried are left out."""
+    best: dict[str, float] = {}
+    for each in sorted(trials, key=lambda each: each["chosen by"]):
+        best[each["arm"]] = each["rate"]
+    return [replace(run, rate=best[run.arm]) for run in runs if run.arm in best]
 
 
-def reaches(found: Mapping[int, Sequence[float]], wanted: float) -> float | None:
-    """Return the smallest share at which the mean is as high as wanted, between two shares on a line; or `None`."""
-    before: tuple[int, float] | None = None
-    for share, values in sorted(found.items()):
-        mean = statistics.mean(values)
-        if mean >= wanted:
-            if before is None:
-                return float(share)
-            return before[0] + (wanted - before[1]) / (mean - before[1]) * (share - before[0])
-        before = share, mean
-    return None
-
-
-def report(results: Sequence[Mapping[str, Any]], where: str) -> str:
-    """Return a line for each arm, and whether it reaches its family's scratch with all planes."""
-    shares = sorted({each["share"] for each in results})
-    lines = [f"{where}: mean Dice; columns are the share of {MOST} drawn planes"]
-    lines.append(
-        f"{'start':<30}{'rate':>9}" + "".join(f"{share} %".rjust(22) for share in shares) + "  as scratch at 100 %"
-    )
-    for arm in (name for name in ARMS if any(each["arm"] == name for each in results)):
-        found = means(results, arm, where)
-        cells = [f"{statistics.mean(some):.3f} [{min(some):.3f}, {max(some):.3f}]".rjust(22) for some in found.values()]
-        rate = next(each["rate"] for each in results if each["arm"] == arm)
-        scratch = "R3D from scratch" if ARMS[arm].family == "R3D" else "U-Net from scratch"
-        reached = reaches(found, statistics.mean(means(results, scratch, where)[100]))
-        told = "with" + f"{reached:.0f} %".rjust(6) if reached is not None else "is not reached"
-        lines.append(f"{arm:<30}{rate:>9.0e}{''.join(cells)}  {told}")
-    return "\n".join(lines)
-
-
-def draw(results: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw Dice over the share of planes, and over the steps at the smallest and the largest share."""
-    from matplotlib.figure import Figure
-
-    from lightning_atlas.callbacks.pictures import write_picture
-
-    shares = sorted({each["share"] for each in results})
-    figure = Figure(figsize=(13, 4.6), dpi=130, layout="constrained")
-    axes = figure.subplots(1, 3, sharey=True)
-    for arm in (name for name in ARMS if any(each["arm"] == name for each in results)):
-        style = {
-            "linestyle": "-" if ARMS[arm].family == "R3D" else "--",
-            "marker": "o",
-            "markersize": 3.5,
-            "label": arm,
-        }
-        found = means(results, arm, "held-out planes")
-        middle = [statistics.mean(some) for some in found.values()]
-        (line,) = axes[0].plot(list(found), middle, **style)
-        axes[0].fill_between(
-            list(found),
-            *([pick(some) for some in found.values()] for pick in (min, max)),
-            alpha=0.12,
-            color=line.get_color(),
-        )
-        for place, share in zip(axes[1:], (shares[0], shares[-1]), strict=True):
-            curves = [each["curve"] for each in results if (each["arm"], each["share"]) == (arm, share)]
-            steps = sorted(map(int, curves[0]))
-            place.plot(steps, [statistics.mean(each[str(step)] for each in curves) for step in steps], **style)
-            place.set_title(f"{share} % of the drawn planes", fontsize=10)
-            place.set_xlabel("optimizer steps")
-    axes[0].set_title("at the end; bands: lowest and highest seed", fontsize=10)
-    axes[0].set_xlabel(f"percent of {MOST} drawn planes")
-    axes[0].set_ylabel("mean Dice on planes that no run saw")
-    axes[0].legend(fontsize=8, frameon=False)
-    write_picture(figure, path)
+def kept(runs: Sequence[Run], folder: Path) -> list[dict[str, Any]]:
+    """Return the results of those runs that are in the folder."""
+    paths = (folder / run.name for run in runs)
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
 
 
 def run_all() -> None:
@@ -350,16 +275,27 @@ def run_all() -> None:
         return
     if options.table:
         known = json.loads((folder / "pretraining.json").read_text(encoding="utf-8"))
-        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        runs = all_runs(folder, options)
+        results = kept(at_best_rates(runs, kept(trials_of(runs), folder / "runs")), folder / "runs")
     else:
         known = pretrain(folder, images, options)
-        runs = at_best_rates(all_runs(folder, options), folder / "runs", options.processes)
-        results = perform_all(runs, folder / "runs", options.processes)
-        (folder / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+        runs = all_runs(folder, options)
+        trials = perform_all(trials_of(runs), folder / "runs", options.processes)
+        results = perform_all(at_best_rates(runs, trials), folder / "runs", options.processes)
     for name, what in (("vdt", "pictures as volumes"), ("flat", "2D namesake")):
         took = known[name]
         print(f"{what}: top-1 {took['top1']:.3f} after {took['epochs']} epochs in {took['seconds'] / 60:.0f} min")
-    print("\n\n".join(["", report(results, "held-out planes"), report(results, "warps"), CAPTION]))
+    print(
+        "\n\n".join(
+            [
+                "",
+                report(results, "held-out planes"),
+                report(results, "warps"),
+                "\n".join(still_rising(results)),
+                CAPTION,
+            ]
+        )
+    )
     draw(results, folder / "natural.png")
 
 

@@ -48,7 +48,11 @@ def _member(archive: tarfile.TarFile, name: str) -> IO[bytes]:
 
 
 def pretrain(folder: Path, images: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Train both on the pictures, unless that was done; return what is known of them."""
+    """Train both on the pictures, unless that was done; return what is known of them.
+
+    Raises:
+        SystemExit: It was done with other settings.
+    """
     import torch
 
     from lightning_atlas.intake.weights import read_file
@@ -58,14 +62,17 @@ def pretrain(folder: Path, images: Path, options: argparse.Namespace) -> dict[st
     overlay = folder / "flat.yaml"
     overlay.write_text(FLAT, encoding="utf-8")
     for name, more in (("vdt", []), ("flat", [f"--config={overlay}"])):
+        settings = {"epochs": options.epochs, "features": options.features}
         if name in known:
+            if other := {key: known[name][key] for key, each in settings.items() if known[name][key] != each}:
+                raise SystemExit(f"{path} is of a pre-training with {other}; take another folder, or the same settings")
             continue
         start = time.perf_counter()
         run = _fit(folder / name, images, more, options)
         shutil.copy(run / "checkpoints" / "last.ckpt", folder / f"{name}.ckpt")
         last = (run / "scores.csv").read_text(encoding="utf-8").splitlines()
         accuracy = float(dict(zip(last[0].split(","), last[-1].split(","), strict=True))["accuracy"])
-        known[name] = {"top1": accuracy, "seconds": time.perf_counter() - start, "epochs": options.epochs}
+        known[name] = {"top1": accuracy, "seconds": time.perf_counter() - start, **settings}
         path.write_text(json.dumps(known, indent=1), encoding="utf-8")
     if not (folder / "flat.pt").exists():
         torch.save(flat_tensors(read_file(folder / "flat.ckpt").tensors), folder / "flat.pt")

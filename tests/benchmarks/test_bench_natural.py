@@ -20,7 +20,7 @@ from lightning_atlas.networks import R3D
 def benchmark(monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     yield import_module
-    for name in ("bench_natural", "natural_pictures"):
+    for name in ("bench_natural", "natural_pictures", "natural_tables"):
         sys.modules.pop(name, None)
 
 
@@ -65,11 +65,41 @@ def test_what_saw_one_slice_is_written_as_the_2d_network_that_it_is(benchmark):
 
 
 def test_a_curve_reaches_a_score_between_two_shares_or_never(benchmark):
-    reaches = benchmark("bench_natural").reaches
+    reaches = benchmark("natural_tables").reaches
     found = {20: [0.2, 0.4], 60: [0.5], 100: [0.6]}
-    assert reaches(found, 0.4) == pytest.approx(40.0)
-    assert reaches(found, 0.1) == 20.0
-    assert reaches(found, 0.61) is None
+    assert reaches(found, 0.4) == "40 %"
+    assert reaches(found, 0.1) == "20 % or fewer"
+    assert reaches(found, 0.61) == "not reached"
+
+
+def result(arm, share, seed, score, **more):
+    copies = {"held-out planes, copy": share / 200}
+    return {"arm": arm, "share": share, "seed": seed, "rate": 1e-2, "held-out planes": score, **copies, **more}
+
+
+def test_the_table_compares_each_start_with_its_own_scratch_and_shows_the_copy(benchmark):
+    scratch = [
+        result("R3D from scratch", share, seed, share / 1000 + seed / 100) for share in (20, 100) for seed in (0, 1)
+    ]
+    others = [result("R3D from pictures as volumes", share, 0, share / 500) for share in (20, 100)]
+    longer = [result("R3D from scratch, 4 x steps", 100, 0, 0.9)]
+    table = benchmark("natural_tables").report([*scratch, *others, *longer], "held-out planes")
+    lines = {line[:30].strip(): line[30:].split() for line in table.splitlines()}
+    assert lines["R3D from scratch"] == ["1e-02", "0.025", "[0.020,", "0.030]", "0.105", "[0.100,", "0.110]"]
+    assert lines["R3D from pictures as volumes"][-2:] == ["52", "%"]
+    assert lines["R3D from scratch, 4 x steps"] == ["1e-02", "0.900", "[0.900,", "0.900]"]
+    assert lines["nearest drawn plane copied"] == ["-", "0.100", "[0.100,", "0.100]", "0.500", "[0.500,", "0.500]"]
+
+
+def test_runs_go_on_at_the_rate_that_did_best_on_what_no_table_shows(benchmark):
+    bench = benchmark("bench_natural")
+    run = bench.Run("R3D from scratch", None, "v", "abc", 16, 20, 1, 9, 0.0, "cpu")
+    tried = bench.trials_of([run, bench.replace(run, arm="U-Net from scratch")])
+    assert [(each.share, each.seed, each.rate) for each in tried[:4]] == [(40, 0, rate) for rate in bench.RATES]
+    trials = [
+        {"arm": run.arm, "rate": rate, "chosen by": score} for rate, score in ((1e-3, 0.1), (3e-3, 0.4), (1e-2, 0.2))
+    ]
+    assert bench.at_best_rates([run, bench.replace(run, arm="other")], trials) == [bench.replace(run, rate=3e-3)]
 
 
 def test_results_are_found_again_wherever_the_folder_lies(benchmark):
