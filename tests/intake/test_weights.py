@@ -96,8 +96,10 @@ def test_a_harmless_object_is_named_and_its_remedy_works(make_toy, tmp_path, mon
     with pytest.raises(ValueError, match=r"pathlib\.\w+ was blocked") as caught:
         read_file(tmp_path / "a.pt")
     monkeypatch.chdir(tmp_path)
-    exec(str(caught.value).split('python -c "')[1].rstrip('"'), {})
+    line, published = str(caught.value).split("\n")
+    exec(line.split('python -c "')[1].rstrip('"'), {})
     assert equal(read_file(tmp_path / "tensors.pt").tensors, dict(network.state_dict()))
+    assert "NAME=tensors.pt" in published
 
 
 def test_plain_pickles_and_torchscript_are_refused_and_not_run(tmp_path):
