@@ -107,8 +107,13 @@ def check_prepared(kept: Contract, data: Contract, allow: Sequence[str]) -> None
     """Refuse scans that are prepared in another way than those that a checkpoint was trained on.
 
     Raises:
-        ValueError: The preprocessing differs in a key that is not allowed to.
+        ValueError: The preprocessing differs in a key that is not allowed to, or the channels stand in another order.
     """
+    if kept.channels != data.channels and sorted(kept.channels) == sorted(data.channels):
+        raise ValueError(
+            f"the checkpoint reads the channels {', '.join(kept.channels)}, and the data have them as "
+            f"{', '.join(data.channels)}: give them in the order of the checkpoint"
+        )
     found = [each for each in differences(kept, data) if each.key in PREPROCESSED]
     _refuse([each for each in found if each.forbidden or each.key not in allow], allow, "the checkpoint expects")
 

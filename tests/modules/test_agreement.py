@@ -269,3 +269,10 @@ def test_transforms_that_agree_already_are_not_touched(weights):
     scans = data(preprocess=same)
     trainer().fit(module(weights), scans)
     assert scans.preprocess[2:] == same
+
+
+def test_channels_in_another_order_than_a_checkpoint_reads_are_refused():
+    kept = replace(WEIGHTS, channels=("T1", "T2"))
+    check_prepared(kept, kept, [])
+    with pytest.raises(ValueError, match="reads the channels T1, T2, and the data have them as T2, T1"):
+        check_prepared(kept, replace(kept, channels=("T2", "T1")), ["channels"])
