@@ -3,8 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import lightning
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -66,10 +66,10 @@ class FollowingRates(LRScheduler):
         self.__dict__.update(given)
 
 
-class Metrics(lightning.Callback):
+class Metrics(Callback):
     """Tells a schedule that waits for a metric, before checkpoints are written: modules hear of a validation later."""
 
-    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Tell it."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             for each in trainer.lr_scheduler_configs:

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
 from lightning_atlas.adaptation.groups import fresh_stages
 from lightning_atlas.intake.adapters import Adapter
+from lightning_atlas.intake.inflation import HeadRule
 from lightning_atlas.intake.loading import load_weights
 from lightning_atlas.intake.weights import SourceWeights
 from lightning_atlas.networks.base import Network, stage_tensors
@@ -145,7 +146,7 @@ def source_state(
     source: SourceWeights,
     classes: Sequence[str] = (),
     adapters: Sequence[Adapter] = (),
-    head: Literal["by_name", "fresh"] = "by_name",
+    head: HeadRule = "by_name",
     channels: Sequence[str] = (),
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Return what the source weights make of a network; what they do not give, it keeps.

@@ -18,6 +18,8 @@ Optimizing = Callable[..., Optimizer]
 Scheduling = Callable[[Optimizer], LRScheduler | ReduceLROnPlateau]
 TRACED = 200
 """Steps at which a course of rates is told, besides its peaks."""
+LOOKED = 20_000
+"""Steps at which a peak is looked for; in runs of up to twice as many these are all."""
 
 
 class AdaptationPlan:
@@ -111,22 +113,21 @@ class AdaptationPlan:
         self, optimizing: Optimizing, schedule: Schedule | Scheduling
     ) -> tuple[list[int], dict[str, list[float]]]:
         stand_in = StandIn(optimizing, self._scheduling(schedule))
-        last = max(0, self.total_steps - 1)
-        if isinstance(schedule, Schedule):
-            scheduled = [stand_in.group["initial_lr"] * schedule(step, self.total_steps) for step in range(last + 1)]
+        last, names = max(0, self.total_steps - 1), [stage.name for stage in self.stages]
+        told, looked = ({*range(0, last, max(1, last // count)), last} for count in (TRACED, LOOKED))
+        if isinstance(schedule, Schedule):  # closed form: no need to go through every step
+            scheduled = {
+                step: stand_in.group["initial_lr"] * schedule(step, self.total_steps) for step in told | looked
+            }
         else:
-            scheduled = [stand_in.advance() if step else stand_in.rate for step in range(last + 1)]
-        peaks = {stage.name: (0.0, 0) for stage in self.stages}  # (rate, step)
-        for step, rate in enumerate(scheduled):
-            for name, share in self.multipliers(step).items():
-                if rate * share > peaks[name][0]:
-                    peaks[name] = rate * share, step
-        steps = sorted({*range(0, last, max(1, last // TRACED)), last, *(step for _, step in peaks.values())})
-        shares = [self.multipliers(step) for step in steps]
-        names = [stage.name for stage in self.stages]
-        return steps, {
-            name: [scheduled[s] * each[name] for s, each in zip(steps, shares, strict=True)] for name in names
+            scheduled = {step: stand_in.advance() if step else stand_in.rate for step in range(last + 1)}
+        rates = {
+            step: {name: scheduled[step] * share for name, share in self.multipliers(step).items()}
+            for step in sorted(told | looked)
         }
+        peaks = {max(rates, key=lambda step: rates[step][name]) for name in names}
+        steps = sorted(told | peaks)
+        return steps, {name: [rates[step][name] for step in steps] for name in names}
 
     def table(self, optimizing: Optimizing, schedule: Schedule | Scheduling) -> str:
         """Return a line for each stage, and what a person should know before the first step."""

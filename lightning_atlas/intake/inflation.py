@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,6 +10,8 @@ from torch import Tensor
 from lightning_atlas.networks.base import Network
 
 BACKGROUND = "background"
+HeadRule = Literal["by_name", "fresh"]
+"""What the head's last layer takes of weights: the outputs of classes that both sides have, or nothing."""
 
 
 def output_names(outputs: int, classes: Sequence[str]) -> tuple[str, ...] | None:

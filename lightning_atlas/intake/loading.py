@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lightning_atlas.intake import exported, nnunet, zoo
 from lightning_atlas.intake.adapters import Adapter, Pair, adapted, donated
 from lightning_atlas.intake.depth_axis import check_idle, check_inflated, check_three_slices
-from lightning_atlas.intake.inflation import HeadByName, Taken
+from lightning_atlas.intake.inflation import HeadByName, HeadRule, Taken
 from lightning_atlas.intake.key_rules import Fit, best_fit
 from lightning_atlas.intake.report import IntakeReport, Reshaped, Unmatched, some
 from lightning_atlas.intake.two_d import met_by_zeros
@@ -146,7 +146,7 @@ def load_weights(
     classes: Sequence[str] = (),
     required_share: float = 0.9,
     adapters: Sequence[Adapter] = (),
-    head: Literal["by_name", "fresh"] = "by_name",
+    head: HeadRule = "by_name",
     channels: Sequence[str] = (),
 ) -> IntakeReport:
     """Copy into a network what fits by name and shape; outputs of the head go by the names of their classes.

@@ -14,7 +14,7 @@ from lightning_atlas.adaptation.schedules import Schedule
 from lightning_atlas.box_metrics import BoxResult
 from lightning_atlas.contract import Contract, check_allowed
 from lightning_atlas.intake.adapters import Adapter, chosen_adapters, met_by
-from lightning_atlas.intake.inflation import start_at_prior
+from lightning_atlas.intake.inflation import HeadRule, start_at_prior
 from lightning_atlas.intake.loading import IntakeReport, as_adapted, load_weights, read_weights
 from lightning_atlas.intake.weights import SourceWeights
 from lightning_atlas.metrics import DiceResult
@@ -69,7 +69,7 @@ class AtlasModule(Adapting):
         required_share: float = 0.9,
         contract: Literal["match", "adopt"] = "match",
         allow: list[str] | None = None,
-        head: Literal["by_name", "fresh"] = "by_name",
+        head: HeadRule = "by_name",
         head_prior: float | dict[str, float] | None = None,
         adapters: list[Adapter] | None = None,
     ) -> None:
@@ -81,7 +81,7 @@ class AtlasModule(Adapting):
         self.required_share = required_share
         self.adopts = contract == "adopt"
         self.allow = tuple(allow or ())
-        self.head: Literal["by_name", "fresh"] = head
+        self.head: HeadRule = head
         self.head_prior = head_prior
         check_allowed(self.allow)
         self.adapters = chosen_adapters(adapters, self.allow)

@@ -8,6 +8,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning_atlas.adaptation.base import Adaptation
 from lightning_atlas.adaptation.schedules import Schedule
 from lightning_atlas.intake.adapters import Adapter
+from lightning_atlas.intake.inflation import HeadRule
 from lightning_atlas.modules.base import AtlasModule
 from lightning_atlas.networks.base import Network
 from lightning_atlas.tasks.base import Task
@@ -46,7 +47,7 @@ class TransferLearning(AtlasModule):
         required_share: float = 0.9,
         contract: Literal["match", "adopt"] = "match",
         allow: list[str] | None = None,
-        head: Literal["by_name", "fresh"] = "by_name",
+        head: HeadRule = "by_name",
         head_prior: float | dict[str, float] | None = None,
         adapters: list[Adapter] | None = None,
         adaptation: list[Adaptation] | None = None,

@@ -11,6 +11,7 @@ from torch import nn
 from lightning_atlas.adaptation.schedules import Schedule
 from lightning_atlas.contract import Contract
 from lightning_atlas.intake.adapters import Adapter
+from lightning_atlas.intake.inflation import HeadRule
 from lightning_atlas.modules.base import AtlasModule
 from lightning_atlas.modules.taps import BECAME, Filling, TrainedTaps, as_table, filled, full, local, strength, told
 from lightning_atlas.networks.base import Network, Pyramid
@@ -72,7 +73,7 @@ class VariableDimensionPretraining(AtlasModule):
         required_share: float = 0.9,
         contract: Literal["match", "adopt"] = "match",
         allow: list[str] | None = None,
-        head: Literal["by_name", "fresh"] = "by_name",
+        head: HeadRule = "by_name",
         head_prior: float | dict[str, float] | None = None,
         adapters: list[Adapter] | None = None,
         untrained_taps: Filling = "keep",

@@ -19,7 +19,7 @@ import multiprocessing
 import random
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -180,40 +180,46 @@ def scores(module: Any, data: Any, dense: Any) -> dict[str, float]:
     """Return Dice on the undrawn planes and on the warps, of the network and of the nearest drawn plane copied."""
     import torch
 
-    from lightning_atlas.callbacks.baseline import nearest_plane
-    from lightning_atlas.metrics import CaseDice
-    from lightning_atlas.types import Prediction
-
     module.eval()
     thin, whole = data.whole("train", 0), dense.whole("train", 0)
     drawn = (thin["label"][0] != 0).flatten(0, 1).any(dim=0)
     undrawn = {**whole, "label": whole["label"] * (~drawn)}
-    copied = nearest_plane(thin["label"][0])
-    assert copied is not None
-    copy = Prediction(copied[None], thin["states"] == 1)
 
-    def dice(cases: Sequence[Any], of: Any) -> float:
-        metric = CaseDice(whole["states"].shape[2])
-        for number, case in enumerate(cases):
-            volume = case["spacing_mm"].prod(1) / 1000
-            metric.update(of(case), case["label"], case["states"], case["drawn"], torch.tensor([number]), volume)
-        return float(metric.compute().mean)
-
-    def predicted(case: Any) -> Prediction:
+    def predicted(case: Any) -> Any:
         with torch.inference_mode():
             return module.predict_step(case, 0)
 
-    def copied_to(case: Any) -> Prediction:
-        return copy
-
     warps = [data.whole("test", number) for number in range(len(data.subjects("test")))]
     return {
-        "undrawn": dice([undrawn], predicted),
-        "warps": dice(warps, predicted),
-        "chosen by": dice([data.whole("val", 0)], predicted),
-        "undrawn, copy": dice([undrawn], copied_to),
-        "warps, copy": dice(warps, copied_to),
+        "undrawn": mean_dice([undrawn], predicted),
+        "warps": mean_dice(warps, predicted),
+        "chosen by": mean_dice([data.whole("val", 0)], predicted),
+        "undrawn, copy": copied_dice([undrawn], thin),
+        "warps, copy": copied_dice(warps, thin),
     }
+
+
+def mean_dice(cases: Sequence[Any], of: Callable[[Any], Any]) -> float:
+    """Return the mean Dice over classes of what is said of whole cases."""
+    import torch
+
+    from lightning_atlas.metrics import CaseDice
+
+    metric = CaseDice(cases[0]["states"].shape[2])
+    for number, case in enumerate(cases):
+        volume = case["spacing_mm"].prod(1) / 1000
+        metric.update(of(case), case["label"], case["states"], case["drawn"], torch.tensor([number]), volume)
+    return float(metric.compute().mean)
+
+
+def copied_dice(cases: Sequence[Any], drawn: Any) -> float:
+    """Return the mean Dice of each plane as a copy of the nearest one that is drawn on a training case."""
+    from lightning_atlas.callbacks.baseline import nearest_plane
+    from lightning_atlas.types import Prediction
+
+    copy = nearest_plane(drawn["label"][0])
+    assert copy is not None
+    return mean_dice(cases, lambda _: Prediction(copy[None], drawn["states"] == 1))
 
 
 def perform_all(runs: Sequence[Run], folder: Path) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ import hashlib
 import json
 import multiprocessing
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -76,6 +76,7 @@ def perform(run: Run) -> dict[str, Any]:
     """Train on the scan and score."""
     import lightning
     import torch
+    from bench_adaptation import copied_dice
 
     from lightning_atlas.cli.runner import import_parts
 
@@ -83,7 +84,7 @@ def perform(run: Run) -> dict[str, Any]:
     import_parts()
     lightning.seed_everything(run.seed, verbose=False)
     module, data, cases = prepared(run)
-    copies = {f"{name}, copy": copied(data, some) for name, some in cases.items()}
+    copies = {f"{name}, copy": copied_dice(some, data.whole("train", 0)) for name, some in cases.items()}
     (held,) = cases.pop("held-out planes")
     curve: dict[int, float] = {}
     wanted = {max(1, round(share * run.steps)) for share in CURVE}
@@ -155,20 +156,10 @@ def prepared(run: Run) -> tuple[Any, Any, dict[str, Any]]:
     return module, data, cases
 
 
-def copied(data: Any, cases: Sequence[Any]) -> float:
-    """Return the mean Dice of each plane as a copy of the nearest one that is drawn in training."""
-    from lightning_atlas.callbacks.baseline import nearest_plane
-    from lightning_atlas.types import Prediction
-
-    thin = data.whole("train", 0)
-    copy = nearest_plane(thin["label"][0])
-    assert copy is not None
-    return mean_dice(cases, lambda case: Prediction(copy[None], thin["states"] == 1))
-
-
 def dice(module: Any, cases: Sequence[Any]) -> float:
     """Return the mean Dice over classes of whole cases, in evaluation."""
     import torch
+    from bench_adaptation import mean_dice
 
     def predicted(case: Any) -> Any:
         with torch.inference_mode():
@@ -177,19 +168,6 @@ def dice(module: Any, cases: Sequence[Any]) -> float:
 
     module.eval()
     return mean_dice(cases, predicted)
-
-
-def mean_dice(cases: Sequence[Any], of: Callable[[Any], Any]) -> float:
-    """Return the mean Dice over classes of what is said of whole cases."""
-    import torch
-
-    from lightning_atlas.metrics import CaseDice
-
-    metric = CaseDice(cases[0]["states"].shape[2])
-    for number, case in enumerate(cases):
-        volume = case["spacing_mm"].prod(1) / 1000
-        metric.update(of(case), case["label"], case["states"], case["drawn"], torch.tensor([number]), volume)
-    return float(metric.compute().mean)
 
 
 def perform_all(runs: Sequence[Run], folder: Path, processes: int) -> list[dict[str, Any]]:

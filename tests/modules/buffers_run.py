@@ -6,8 +6,7 @@ from typing import Any, cast
 
 import lightning
 import torch
-from distributed_run import FixedData, case, collate
-from lightning.pytorch.strategies import ModelParallelStrategy
+from distributed_run import FixedData, case, collate, trainer
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -62,23 +61,11 @@ def main(strategy: str, output: Path) -> None:
     whole = nn.Sequential(body, nn.Conv3d(4, 2, 1))
     network: Any = as_network(whole, encoder=["0"], decoder=[], head=["1"])
     module = TransferLearning(network, Segmentation(SlidingWindow(patch=(16, 16, 16))))
-    shards = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1, save_distributed_checkpoint=False)
     look = Apart()
-    trainer = lightning.Trainer(
-        accelerator="cpu",
-        devices=2,
-        strategy=shards if strategy == "fsdp" else strategy,
-        max_epochs=2,
-        use_distributed_sampler=False,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[look],
-    )
-    trainer.fit(module, datamodule=Data())
-    trainer.test(module, datamodule=Data(), verbose=False)
-    torch.save({"trained": look.trained, "scored": look.scored}, f"{output}.{trainer.global_rank}")
+    run = trainer(strategy, look)
+    run.fit(module, datamodule=Data())
+    run.test(module, datamodule=Data(), verbose=False)
+    torch.save({"trained": look.trained, "scored": look.scored}, f"{output}.{run.global_rank}")
     leave_processes()
     leave(0)
 

@@ -96,12 +96,12 @@ def main(strategy: str, optimizer: str, output: Path) -> None:
     losses = Losses()
     if resumed:
         fit(kind, optimizer, [losses, StopAfterFirstEpoch(half)])
-    trainer, module = fit(kind, optimizer, [losses], half if resumed else None)
+    run, module = fit(kind, optimizer, [losses], half if resumed else None)
     whole = {
         name: value.full_tensor() if isinstance(value, DTensor) else value
         for name, value in module.network.state_dict().items()
     }
-    if trainer.is_global_zero:
+    if run.is_global_zero:
         torch.save({"losses": losses.values, "weights": whole}, output)
     leave_processes()
     leave(0)
@@ -121,26 +121,31 @@ def fit(strategy: str, optimizer: str, callbacks: list, checkpoint: Path | None 
         adaptation=[HeadsFirst(0.5), LayerWiseDecay(0.5)],
     )
     module.fresh = {"head"}
+    run = trainer(strategy, *callbacks)
+    run.fit(module, datamodule=FixedData(), ckpt_path=checkpoint)
+    return run, module
+
+
+def trainer(strategy: str, *callbacks: lightning.Callback, epochs: int = 2) -> lightning.Trainer:
+    """Return a quiet trainer of one process (`alone`) or two (`ddp`, `fsdp`)."""
     strategies = {
         "alone": "auto",
         "ddp": "ddp",
         "fsdp": ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1, save_distributed_checkpoint=False),
     }
-    trainer = lightning.Trainer(
+    return lightning.Trainer(
         accelerator="cpu",
         devices=1 if strategy == "alone" else 2,
         strategy=strategies[strategy],
-        max_epochs=2,
+        max_epochs=epochs,
         use_distributed_sampler=False,
         gradient_clip_val=1.0,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=callbacks,
+        callbacks=list(callbacks),
     )
-    trainer.fit(module, datamodule=FixedData(), ckpt_path=checkpoint)
-    return trainer, module
 
 
 if __name__ == "__main__":

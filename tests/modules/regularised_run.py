@@ -7,8 +7,7 @@ from typing import Any
 
 import lightning
 import torch
-from distributed_run import FixedData
-from lightning.pytorch.strategies import ModelParallelStrategy
+from distributed_run import FixedData, trainer
 from torch.distributed.tensor import DTensor
 
 from lightning_atlas.adaptation import DELTA, EMA, L2SP, AutoRGN
@@ -30,24 +29,6 @@ class Halfway(lightning.Callback):
         """Save."""
         if trainer.current_epoch == 0:
             trainer.save_checkpoint(self.path)
-
-
-def trainer(strategy: str, *callbacks: lightning.Callback, epochs: int = 2) -> lightning.Trainer:
-    """Return a quiet trainer."""
-    shard = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1, save_distributed_checkpoint=False)
-    return lightning.Trainer(
-        accelerator="cpu",
-        devices=1 if strategy == "alone" else 2,
-        strategy="auto" if strategy == "alone" else shard,
-        max_epochs=epochs,
-        use_distributed_sampler=False,
-        gradient_clip_val=1.0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=list(callbacks),
-    )
 
 
 def module(weights: Path | None) -> Any:
