@@ -34,6 +34,7 @@ class Pair(NamedTuple):
         target: Of the network, as initialised.
         image_channels: Channels of the image in the file and in the network; `None` where the file does not show them.
         channel_names: Their names in the file and here, of a tensor in the first stage; empty where they are not known.
+        planar: The tensor is of a file of 2D kernels, and the target the kernel of a 2D convolution along i and j.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Pair(NamedTuple):
     target: Tensor
     image_channels: tuple[int, int] | None
     channel_names: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
+    planar: bool = False
 
 
 class Adapter:

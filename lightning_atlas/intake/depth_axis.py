@@ -1,6 +1,7 @@
 """Along which axis slices lie in 3D kernels, seen from their numbers: cubic kernels fit any way round by shape."""
 
 from collections.abc import Mapping
+from itertools import islice
 
 from jaxtyping import Float
 from torch import Tensor
@@ -41,41 +42,44 @@ def check_inflated(tensors: Mapping[str, Tensor], origin: str) -> None:
         origin: The file, for the error.
 
     Raises:
-        ValueError: All cubic kernels that are looked at are flat ones repeated, or between zeros, along i or along j.
+        ValueError: All cubic kernels that are looked at are flat ones repeated, or between zeros, along i or along j;
+            one that is 0 throughout is not looked at.
     """
-    cubic = [name for name, each in tensors.items() if each.ndim == 5 and min(each.shape[2:]) > 1]
-    looked = {name: inflated_along(tensors[name].float()) for name in cubic[:LOOKED_AT]}
+    cubic = (name for name, each in tensors.items() if each.ndim == 5 and min(each.shape[2:]) > 1 and each.any())
+    looked = {name: inflated_along(tensors[name].float()) for name in islice(cubic, LOOKED_AT)}
     along = set(looked.values())
     if len(along) != 1 or (axis := along.pop()) not in ("i", "j"):
         return
     raise ValueError(
-        f"{origin} holds 2D kernels inflated along {axis} ({cubic[0]} and {len(looked) - 1} more), and slices lie\n"
-        "along k here: they would lie across the wrong axis. Say how the axes of its kernels lie:\n"
+        f"{origin} holds 2D kernels inflated along {axis} ({next(iter(looked))} and {len(looked) - 1} more), and\n"
+        "slices lie along k here: they would lie across the wrong axis. Say how the axes of its kernels lie:\n"
         f"{_turn(axis)}"
     )
 
 
-def check_idle(tensors: Mapping[str, Tensor], origin: str) -> None:
+def check_idle(name: str, kernel: Tensor, origin: str) -> None:
     """Refuse a first kernel whose outer taps are idle along another axis than k: three slices taught it, and lay there.
 
     Args:
-        tensors: As the network would take them.
+        name: Of the kernel that reads the image.
+        kernel: As the network would take it; looked at if it has seven taps along each axis and reads a single channel.
         origin: The file, for the error.
 
     Raises:
         ValueError: Its outer taps along i, or along j, are much smaller than those along both other axes.
     """
-    for name, each in first_kernels(tensors).items():
-        outer = outer_taps(each)
-        axis = min(range(3), key=lambda other: outer[other])
-        if AXES[axis] == "k" or outer[axis] >= UNTRAINED * sorted(outer)[1]:
-            continue
-        raise ValueError(
-            f"{origin}: the outer taps of {name} are idle along {AXES[axis]} (of root mean square {_sizes(outer)}), as "
-            "three slices leave them, and slices lie along k here. If they are published weights,\n"
-            "model.weights NAME=FILE reads the file as `weights show NAME` says; else say how the axes of its kernels "
-            f"lie:\n{_turn(AXES[axis])}"
-        )
+    if not _is_tall(kernel):
+        return
+    outer = outer_taps(kernel.float())
+    axis = min(range(3), key=lambda other: outer[other])
+    if AXES[axis] == "k" or outer[axis] >= UNTRAINED * sorted(outer)[1]:
+        return
+    raise ValueError(
+        f"{origin}: the outer taps of {name} are idle along {AXES[axis]} (of root mean square {_sizes(outer)}), as "
+        "three slices leave them, and slices lie along k here. If they are published weights,\n"
+        "model.weights NAME=FILE reads the file as `weights show NAME` says; else say how the axes of its kernels "
+        f"lie:\n{_turn(AXES[axis])}"
+    )
 
 
 def check_three_slices(tensors: Mapping[str, Tensor], origin: str) -> None:
@@ -85,35 +89,36 @@ def check_three_slices(tensors: Mapping[str, Tensor], origin: str) -> None:
     weight decay makes them small.
 
     Args:
-        tensors: As the network would take them; the first kernel is the one that reads a single channel.
+        tensors: As the network would take them; the first kernel is the first of seven taps along each axis that
+            reads a single channel.
         origin: The file, for the error.
 
     Raises:
         ValueError: Its outer taps along k are not much smaller than those along i and j.
     """
-    for name, each in first_kernels(tensors).items():
-        outer = outer_taps(each)
-        if outer[2] < UNTRAINED * min(outer[:2]):
-            return
-        idle = AXES[min(range(3), key=lambda axis: outer[axis])]
-        raise ValueError(
-            f"{origin}: {name} is said to have learned from pictures of three slices, which never train its outer taps "
-            f"along the slices, k; of root mean square these are {_sizes(outer)}.\n"
-            f"Either the file is another one, or its slices lie along {idle}: give it without the name of published "
-            "weights, and model.init_args.adapters: [{class_path: KernelAxes, init_args: {axes: ORDER}}]"
-        )
-
-
-def first_kernels(tensors: Mapping[str, Tensor]) -> dict[str, Kernel]:
-    """Return the kernels of seven taps along each axis that read a single channel."""
-    shape = (1, TALL, TALL, TALL)
-    return {name: each.float() for name, each in tensors.items() if tuple(each.shape[1:]) == shape}
+    name = next((name for name, each in tensors.items() if _is_tall(each)), None)
+    if name is None:
+        return
+    outer = outer_taps(tensors[name].float())
+    if outer[2] < UNTRAINED * min(outer[:2]):
+        return
+    idle = AXES[min(range(3), key=lambda axis: outer[axis])]
+    raise ValueError(
+        f"{origin}: {name} is said to have learned from pictures of three slices, which never train its outer taps "
+        f"along the slices, k; of root mean square these are {_sizes(outer)}.\n"
+        f"Either the file is another one, or its slices lie along {idle}: give it without the name of published "
+        "weights, and model.init_args.adapters: [{class_path: KernelAxes, init_args: {axes: ORDER}}]"
+    )
 
 
 def outer_taps(kernel: Kernel) -> tuple[float, float, float]:
     """Return, for each axis, the root mean square of the two outer planes of a kernel."""
     i, j, k = (float(kernel.movedim(axis, 0)[[0, -1]].square().mean().sqrt()) for axis in (2, 3, 4))
     return i, j, k
+
+
+def _is_tall(kernel: Tensor) -> bool:
+    return tuple(kernel.shape[1:]) == (1, TALL, TALL, TALL)
 
 
 def _sizes(outer: tuple[float, float, float]) -> str:

@@ -179,7 +179,8 @@ def load_weights(
     for adapter in adapters:
         adapter.check({each.name: source.tensors[each.name] for each in report.left_over})
     check_inflated(values, report.origin)
-    check_idle(values, report.origin)
+    if (first := _first_kernel(network)) in values:
+        check_idle(first, values[first], report.origin)
     parameters = _encoder_parameters(network)
     report.encoder_share = _share(parameters, values)
     claimed = tuple(fit.added + each.removeprefix(fit.dropped) for each in source.fills)
@@ -236,13 +237,16 @@ class _Changing:
         self.image_channels = _image_channels(network, {name: source.tensors[key] for name, key in self.given.items()})
         names = (source.contract.channels if source.contract else (), tuple(channels))
         self.channel_names = dict.fromkeys(_in_first_stage(network), names)
+        of_volumes = any(each.ndim == 5 for each in source.tensors.values())  # its 2D kernels lie along i and j
+        self.planar = set() if of_volumes else _planar_kernels(network)
 
     def take(self, name: str, tensor: Tensor, target: Tensor) -> Taken | None:
         """Return the tensor changed, or `None` where nothing changes it."""
         told = [f"from {self.donors[name]}, the nearest by name"] if name in self.donors else []
         names = self.channel_names.get(name, ((), ()))
-        if tensor.shape != target.shape or names[0] != names[1]:
-            tensor, changed = adapted(self.adapters, Pair(name, tensor, target, self.image_channels, names))
+        planar = name in self.planar
+        if tensor.shape != target.shape or names[0] != names[1] or planar:
+            tensor, changed = adapted(self.adapters, Pair(name, tensor, target, self.image_channels, names, planar))
             told += changed
         if taken := self.head.take(name, tensor, target):
             return taken._replace(how="; ".join([*told, taken.how]))
@@ -286,10 +290,23 @@ def _match(
 
 def _image_channels(network: Network, given: Mapping[str, Tensor]) -> tuple[int, int] | None:
     """Return the channels that the first kernel of the first stage reads, in the file and here."""
-    for name, each in stage_parameters(network, network.stages()[0]).items():
-        if each.ndim >= 4:  # of a 2D file, or flat kernels of a 3D network
-            return (given[name].shape[1], each.shape[1]) if name in given and given[name].ndim >= 4 else None
-    return None
+    name = _first_kernel(network)
+    if name not in given or given[name].ndim < 4:
+        return None
+    return given[name].shape[1], network.get_parameter(name).shape[1]
+
+
+def _first_kernel(network: Network) -> str:
+    """Return the name of the first kernel of the first stage; empty where it has none."""
+    parameters = stage_parameters(network, network.stages()[0])
+    return next((name for name, each in parameters.items() if each.ndim >= 4), "")  # flat kernels have four axes
+
+
+def _planar_kernels(network: Network) -> set[str]:
+    """Return every name of the kernels of 2D convolutions, which lie along i and j as the features do."""
+    flat = nn.Conv2d | nn.ConvTranspose2d
+    modules = network.named_modules(remove_duplicate=False)
+    return {f"{name}.weight" for name, each in modules if isinstance(each, flat)}
 
 
 def _in_first_stage(network: Network) -> set[str]:

@@ -47,10 +47,14 @@ class Inflation(Adapter):
       slices, `depth_policy: {padding: replicate}`; with zeros beyond them, thin volumes are answered wrongly, of which
       the report has a note.
     - `slice`: for networks whose kernels are one slice thick, as `ACSResNet` with `kernels: slice`.
-    - `p3d`: for `P3D` with `norm: batch`: kernels in the slices are the 2D ones; of those across them, the ones that
-      follow pass on what they get, and norms mute the ones that stand beside. With bottlenecks that stride in their
-      first kernel, as in Caffe, equal slices are answered as the picture was; torchvision strides in the second, and a
-      block without a bottleneck has a rectifier more.
+    - `p3d`: for `P3D`, which needs it and `norm: batch`: kernels in the slices are the 2D ones; of those across them,
+      the ones that follow pass on what they get, and norms mute the ones that stand beside. With bottlenecks that
+      stride in their first kernel, as in Caffe, equal slices are answered as the picture was; torchvision strides in
+      the second, and a block without a bottleneck has a rectifier more.
+
+    2D convolutions of the network, such as those of the neck of `SliceDetector`, take theirs turned to i and j as well;
+    fully connected layers of a 2D detector stay as they are, since `BoxHead` reads rows first. Of a file that holds 3D
+    kernels, such as an export of what was inflated, the 2D ones lie along i and j already and stay.
 
     Statistics of norms are taken as they are. A network of one channel expects grey values v for which the three
     colours had v each; torchvision's own scaling differs a little between its colours, which one channel cannot have.
@@ -80,13 +84,15 @@ class Inflation(Adapter):
         """Return the tensors under the names of the 3D network.
 
         Raises:
-            ValueError: The first layer or the shortcuts are of a kind that the network has not.
+            ValueError: The first layer or the shortcuts are of a kind that the network has not; or it is a `P3D`, and
+                `how` is not `p3d` or its norms are not batch norms.
         """
         wrapper = common_wrapper(tensors)
         bare = {name[len(wrapper) :]: each for name, each in tensors.items()}
         if "conv1.0.weight" in bare:
             bare = _with_deep_stem(bare, targets)
-        if any(name.endswith("conv1_custom.weight") for name in targets):
+        if _is_p3d(targets) and not _is_p3d(bare):
+            self._check_p3d(targets)
             return _as_p3d(bare)
         grouped = any(re.search(r"(^|\.)gn\d?\.", name) for name in targets)
         if grouped and not any(name.endswith("running_mean") for name in bare):
@@ -109,7 +115,7 @@ class Inflation(Adapter):
         return found
 
     def take(self, pair: Pair) -> Taken | None:
-        """Return a 2D kernel in the shape of a 3D one; what is 3D already is left alone.
+        """Return a 2D kernel in the shape of a 3D one, or turned for a 2D layer; what is 3D already is left alone.
 
         Raises:
             ValueError: The kernel has no middle along k, or is to lie in single slices and the network's are thicker.
@@ -121,6 +127,8 @@ class Inflation(Adapter):
         if pair.tensor.shape[:2] == _as_image(pair, 0) and pair.target.shape[:2] == _as_image(pair, 1):
             kernel, words = self._grey(kernel, pair.target.shape[1])
             told.append(words)
+        if pair.planar and max(kernel.shape[2:]) > 1:
+            return Taken(kernel.squeeze(4), "; ".join([*told, "turned: its columns along i, its rows along j"]))
         if pair.target.ndim == 4:
             return Taken(kernel.squeeze(4).transpose(2, 3), "; ".join(told)) if told else None
         try:
@@ -148,6 +156,17 @@ class Inflation(Adapter):
             raise ValueError(
                 f"statistics of {len(statistics)} batch norms have no place in the network, such as {statistics[0]}, "
                 "so that its features would be others: set norm: batch in model.init_args.network"
+            )
+
+    def _check_p3d(self, targets: Iterable[str]) -> None:
+        if self.how != "p3d":
+            raise ValueError(
+                f"Inflation how: {self.how} leaves the kernels of P3D across slices as initialised: take how: p3d"
+            )
+        if not any(name.endswith("norm1.running_mean") for name in targets):
+            raise ValueError(
+                "Inflation how: p3d mutes kernels by the statistics of batch norms, which P3D with norm: group lacks: "
+                "set norm: batch in model.init_args.network, or for 2D weights with group norms take R3D"
             )
 
     def _grey(self, kernel: Flat, channels: int) -> tuple[Float[Tensor, "outputs channels i j 1"], str]:
@@ -238,16 +257,15 @@ def _as_image(pair: Pair, side: int) -> tuple[int, int] | None:
 
 
 def _with_deep_stem(bare: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    pooled = [name for name in bare if name.endswith("downsample.2.weight")]
-    if pooled or not any(name.endswith("stem.0.conv.weight") for name in targets):
-        why = (
-            "shortcuts that average first, as timm's resnet18d, which no network here has"
-            if pooled
-            else ("a first layer of three kernels: set model.init_args.network.init_args.stem: deep")
-        )
+    if pooled := next((name for name in bare if name.endswith("downsample.2.weight")), None):
         raise ValueError(
-            f"the file's ResNet has {why} ({pooled[0] if pooled else 'conv1.0.weight'})"
-            + ("; take weights of a ResNet without the d, such as timm's resnet18.a1_in1k" if pooled else "")
+            "the file's ResNet has shortcuts that average first, as timm's resnet18d, which no network here has "
+            f"({pooled}); take weights of a ResNet without the d, such as timm's resnet18.a1_in1k"
+        )
+    if not any(name.endswith("stem.0.conv.weight") for name in targets):
+        raise ValueError(
+            "the file's ResNet has a first layer of three kernels (conv1.0.weight), which only R3D with stem: deep\n"
+            "has: set that in model.init_args.network, or take weights with one first kernel, such as torchvision's"
         )
     starts = tuple(DEEP_STEM)
     return {name if not name.startswith(starts) else _replaced_start(name): each for name, each in bare.items()}
@@ -258,6 +276,10 @@ def _replaced_start(name: str) -> str:
     return DEEP_STEM[start] + name.removeprefix(start)
 
 
+def _is_p3d(names: Iterable[str]) -> bool:
+    return any(name.endswith("conv1_custom.weight") for name in names)
+
+
 def _as_p3d(bare: Mapping[str, Tensor]) -> dict[str, Tensor]:
     bottlenecks = any(".conv3." in name for name in bare)
     found = {}
@@ -265,7 +287,8 @@ def _as_p3d(bare: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if match := BLOCK.fullmatch(name):
             found[f"{match[1]}.{P3D_NAMES[bottlenecks].get(match[4], match[4])}.{match[5]}"] = each
         else:
-            found[re.sub(r"^bn1\.", "norm1.", re.sub(r"^conv1\.", "conv1_custom.", name))] = each
+            stem = re.sub(r"^(backbone\.)?conv1\.", r"\1conv1_custom.", name)
+            found[re.sub(r"^(backbone\.)?bn1\.", r"\1norm1.", stem)] = each
     if bottlenecks:  # the norm behind the next kernel takes away what the muted one adds
         for block, passes in _blocks(found).items():
             mean = found.get(f"{block}.norm_4.running_mean")

@@ -10,7 +10,7 @@ from lightning_atlas.intake import zoo
 from lightning_atlas.intake.depth_axis import check_idle, check_inflated, check_three_slices, inflated_along
 from lightning_atlas.intake.loading import by_entry, load_weights
 from lightning_atlas.intake.weights import SourceWeights
-from lightning_atlas.networks import R3D
+from lightning_atlas.networks import R3D, MedNeXt
 from lightning_atlas.networks.depth import Conv3d
 
 CUBIC = torch.randn(4, 3, 3, 3, 3)
@@ -34,9 +34,11 @@ def test_only_kernels_that_all_lie_across_the_wrong_axis_are_refused(kernel):
     thin = {"thin.weight": torch.randn(4, 3, 3, 3, 1)}
     check_inflated({"a.weight": kernel, **thin}, "some.pt")
     check_inflated({"a.weight": kernel.transpose(2, 4), "b.weight": CUBIC}, "some.pt")
-    check_inflated({"a.weight": torch.zeros(1, 1, 3, 3, 3)}, "some.pt")
+    zero = {"zero.weight": torch.zeros(1, 1, 3, 3, 3)}
+    wrong = {"a.weight": kernel.transpose(2, 4), "b.weight": kernel.transpose(2, 4)}
+    check_inflated(zero, "some.pt")
     with pytest.raises(ValueError, match=r"some\.pt holds 2D kernels inflated along i \(a\.weight and 1 more\)"):
-        check_inflated({"a.weight": kernel.transpose(2, 4), "b.weight": kernel.transpose(2, 4), **thin}, "some.pt")
+        check_inflated({**zero, **wrong, **thin}, "some.pt")
 
 
 def trained_on_three_slices() -> torch.Tensor:
@@ -67,13 +69,13 @@ def test_a_first_kernel_of_three_slices_must_have_its_idle_taps_along_k():
 
 def test_idle_taps_along_another_axis_are_refused_in_any_file():
     kernel = trained_on_three_slices()
-    check_idle({"conv1.weight": kernel, "other.weight": CUBIC}, "tensors.pt")
-    check_idle({"conv1.weight": torch.randn(4, 1, 7, 7, 7), "wide.weight": kernel.expand(4, 3, 7, 7, 7)}, "tensors.pt")
+    for sound in (kernel, CUBIC, torch.randn(4, 1, 7, 7, 7), kernel.transpose(2, 4).expand(4, 3, 7, 7, 7)):
+        check_idle("conv1.weight", sound, "tensors.pt")
     for turned, idle, order in ((kernel.transpose(2, 4), "i", "kji"), (kernel.transpose(3, 4), "j", "jki")):
         with pytest.raises(
             ValueError, match=rf"tensors\.pt: .* conv1\.weight are idle along {idle}(.|\n)*axes: {order}"
         ):
-            check_idle({"conv1.weight": turned}, "tensors.pt")
+            check_idle("conv1.weight", turned, "tensors.pt")
 
 
 def test_a_file_whose_hash_is_unknown_is_looked_at_when_a_network_takes_it():
@@ -83,6 +85,15 @@ def test_a_file_whose_hash_is_unknown_is_looked_at_when_a_network_takes_it():
     turned = tensors | {"conv1.weight": kernel.transpose(2, 4).contiguous()}
     with pytest.raises(ValueError, match="NAME=FILE"):
         load_weights(network, SourceWeights(turned, None, "tensors.pt", "0" * 64))
+
+
+def test_depthwise_kernels_behind_the_first_may_be_narrow_along_any_axis():
+    network = MedNeXt(features=2, kernel_size=7, expansions=(1,) * 9, depths=(1,) * 9)
+    tensors = {name: each.clone() for name, each in network.state_dict().items()}
+    for each in tensors.values():
+        if tuple(each.shape[1:]) == (1, 7, 7, 7):
+            each[:, :, [0, -1]] *= 0.3
+    assert load_weights(network, SourceWeights(tensors, None, "own.ckpt", "0" * 64)).fresh == []
 
 
 def test_published_weights_of_three_slices_are_looked_at_when_they_are_read():

@@ -207,10 +207,22 @@ def test_a_layer_that_has_no_place_is_an_error():
 
 
 def test_statistics_without_a_place_are_an_error():
-    cases = (R3D(norm="group", features=8), Inflation()), (P3D(depth="18ba", features=8), Inflation("p3d"))
-    for network, rule in cases:
-        with pytest.raises(ValueError, match=r"statistics of 20 batch norms .* set norm: batch"):
-            load_weights(network, source_of(drawn_flat(1)), adapters=[rule])
+    with pytest.raises(ValueError, match=r"statistics of 20 batch norms .* set norm: batch"):
+        load_weights(R3D(norm="group", features=8), source_of(drawn_flat(1)), adapters=[Inflation()])
+
+
+@pytest.mark.parametrize("how", ["centre", "mean", "slice"])
+def test_a_pseudo_3d_network_takes_no_other_rule(how):
+    with pytest.raises(ValueError, match=rf"how: {how} leaves the kernels of P3D across .*: take how: p3d$"):
+        load_weights(P3D(norm="batch", features=8), source_of(drawn_flat(1, 50)), adapters=[Inflation(how)])
+
+
+@pytest.mark.parametrize("statistics", [True, False])
+def test_a_pseudo_3d_network_without_statistics_is_refused(statistics):
+    source = source_of(drawn_flat(1, 50))
+    kept = {name: each for name, each in source.tensors.items() if statistics or "running" not in name}
+    with pytest.raises(ValueError, match=r"by the statistics of batch norms, .* set norm: batch .* take R3D$"):
+        load_weights(P3D(features=8), replace(source, tensors=kept), adapters=[Inflation("p3d")])
 
 
 def test_group_norms_of_a_2d_network_go_by_their_names_here():
@@ -245,8 +257,9 @@ def test_a_first_layer_of_three_kernels_goes_into_a_deep_stem_or_is_refused():
     assert report.fresh_names == set()
     assert (network.get_parameter("stem.1.bn.weight") == 4.0).all()
     assert torch.equal(network.get_parameter("stem.2.bn.bias"), source.tensors["bn1.bias"])
-    with pytest.raises(ValueError, match=r"three kernels: set model\.init_args\.network\.init_args\.stem: deep"):
-        load(R3D(features=16), source, Inflation())
+    for other in (R3D(features=16), ACSResNet(features=16), P3D(depth="18ba", norm="batch", features=16)):
+        with pytest.raises(ValueError, match=r"three kernels .* only R3D with stem: deep\nhas: .*, or take weights"):
+            load(other, source, Inflation("p3d"))
     with pytest.raises(ValueError, match=r"timm's resnet18d, which no network here has \(layer\d.0.downsample.2"):
         load(network, with_deep_stem(pooled=True), Inflation())
 
