@@ -173,4 +173,9 @@ class ACSResNet(R3D):
                 else:
                     flat = ACSConv3d(*shape, side, bias=False, kernels=kernels)
                 self.set_submodule(name, flat)
+        self.kernels = kernels
         self.set_depth(depth_policy)
+
+    def conventions(self) -> dict[str, str]:
+        """Return the number of layers, and how the channels see the planes."""
+        return {**super().conventions(), "kernels": self.kernels}

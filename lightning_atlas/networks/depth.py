@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, count
 from operator import mul
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import nn
@@ -13,7 +13,9 @@ from torch.nn import functional as F
 from lightning_atlas.networks.base import Maps, Pyramid
 from lightning_atlas.types import Image
 
+Along = Literal["preserve", "stride"]
 Pool = Literal["halve", "merge"]
+Padding = Literal["zeros", "replicate"]
 Step = tuple[int, int, int]
 
 PLACES = ("first convolution", "first pool", "layer 1", "layer 2", "layer 3", "layer 4")
@@ -38,21 +40,29 @@ class DepthPolicy:
         padding: What convolutions see beyond the first and last slice: `zeros`, or these slices again (`replicate`).
 
     Raises:
-        ValueError: There are not six strides, or a pool lies behind no layer from 1 to 3.
+        ValueError: There are not six strides, a pool lies behind no layer from 1 to 3, or a word is none of these.
     """
 
-    strides: Literal["preserve", "stride"] | tuple[int, ...] = "preserve"
+    strides: Along | tuple[int, ...] = "preserve"
     pools: Mapping[int, Pool] = field(default_factory=dict)
-    padding: Literal["zeros", "replicate"] = "zeros"
+    padding: Padding = "zeros"
 
     def __post_init__(self) -> None:
         if not isinstance(self.strides, str):
             check_strides(self.strides, "depth_policy.strides")
+        elif self.strides not in get_args(Along):
+            raise ValueError(
+                f"depth_policy.strides is {' or '.join(get_args(Along))}, or six numbers; found {self.strides!r}"
+            )
         if wrong := [layer for layer in self.pools if layer not in POOLED_LAYERS]:
             raise ValueError(
                 f"depth_policy.pools names the layers behind which k is pooled, 1, 2 or 3; found {wrong[0]}; "
                 "write pools: {1: halve, 2: halve, 3: merge}, for example"
             )
+        if strange := [how for how in self.pools.values() if how not in get_args(Pool)]:
+            raise ValueError(f"depth_policy.pools has {' or '.join(get_args(Pool))} for a layer; found {strange[0]!r}")
+        if self.padding not in get_args(Padding):
+            raise ValueError(f"depth_policy.padding is {' or '.join(get_args(Padding))}; found {self.padding!r}")
 
     def along(self, strides: Sequence[int]) -> tuple[int, ...]:
         """Return the strides along k of the six places.
@@ -126,7 +136,7 @@ class Conv3d(nn.Conv3d):
     the time. Nothing teaches them either: their gradient is exactly zero.
     """
 
-    depth_padding: Literal["zeros", "replicate"] = "zeros"
+    depth_padding: Padding = "zeros"
 
     def forward(self, input: Maps) -> Maps:
         """Return the convolved features."""

@@ -11,7 +11,7 @@ from lightning_atlas.types import Image
 
 RESERVED = (
     *("stages", "size_multiple", "size_offset", "context", "check_size", "conventions", "output_axes", "resize"),
-    *("adopted_stages", "adopted_class"),
+    *("adopted_stages", "adopted_class", "adopted_conventions"),
 )
 
 
@@ -20,10 +20,15 @@ class AdoptedNetwork(Network):
 
     adopted_class: ClassVar[type[nn.Module]]
     adopted_stages: tuple[Stage, ...]
+    adopted_conventions: dict[str, str]
 
     def stages(self) -> list[Stage]:
         """Return the parts that were named, each a stage."""
         return list(self.adopted_stages)
+
+    def conventions(self) -> dict[str, str]:
+        """Return what `as_volumetric` made of the module's kernels, if it made it."""
+        return self.adopted_conventions
 
     def forward(self, image: Image) -> Tensor:
         """Return what the module itself returns for an image of a size that it takes."""
@@ -36,7 +41,11 @@ class AdoptedNetwork(Network):
 
 
 def as_network(
-    network: nn.Module, encoder: list[str], decoder: list[str], head: list[str], size_multiple: int = 1
+    network: nn.Module,
+    encoder: list[str],
+    decoder: list[str],
+    head: list[str],
+    size_multiple: int | tuple[int, int, int] = 1,
 ) -> Network:
     """Make a network of any module, in place; parameters, state-dict keys and results stay as they are.
 
@@ -45,7 +54,8 @@ def as_network(
         encoder: Names of its submodules (as in `named_modules`) in forward order, each a stage.
         decoder: The same for the decoder; empty where there is none.
         head: The same for the head; its last convolution or linear layer gives the outputs.
-        size_multiple: Each side of an image must be a multiple of this, because the module halves it some times.
+        size_multiple: Each side of an image must be a multiple of this, because the module halves it some times: one
+            number, or one for each of i, j, k.
 
     Raises:
         ValueError: A parameter or buffer is in no stage or in two, a name is not the module's, or the module uses
@@ -56,6 +66,7 @@ def as_network(
         network.__class__ = _adopted(type(network))
     adopted = cast("AdoptedNetwork", network)
     adopted.adopted_stages = (*_stages("encoder", encoder), *_stages("decoder", decoder), *_stages("head", head))
+    adopted.adopted_conventions = {}
     adopted.size_multiple = size_multiple
     check_stages(adopted)
     return adopted

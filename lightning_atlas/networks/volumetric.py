@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from typing import Any, Literal, cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_atlas.networks.acs import ACSConv3d, in_plane
 from lightning_atlas.networks.base import Network
-from lightning_atlas.networks.foreign import as_network
+from lightning_atlas.networks.foreign import AdoptedNetwork, as_network
 
 Kernels = Literal["acs", "soft", "mean", "slice"]
 Pool = nn.MaxPool2d | nn.AvgPool2d
@@ -28,7 +28,7 @@ def as_volumetric(
     head: list[str],
     kernels: Kernels = "acs",
     preserve_depth: bool = False,
-    size_multiple: int = 1,
+    size_multiple: int | tuple[int, int, int] = 1,
 ) -> Network:
     """Make a 3D network of a 2D one, in place; names stay as they are, and so do weights that it has already.
 
@@ -50,12 +50,18 @@ def as_volumetric(
             are odd squares padded by half their side; or in each `slice` alone, of any size. Kernels of one voxel stay
             what they are; those of transposed convolutions lie in each slice, which is repeated as their stride says.
         preserve_depth: Strides and pools leave the number of slices as it is.
-        size_multiple: As in `as_network`.
+        size_multiple: As in `as_network`; with `preserve_depth` one number is of i and j, and any number of slices is
+            taken.
 
     Raises:
         ValueError: A layer has no counterpart in a volume.
     """
-    return as_network(made_volumetric(network, kernels, preserve_depth), encoder, decoder, head, size_multiple)
+    if preserve_depth and isinstance(size_multiple, int):
+        size_multiple = (size_multiple, size_multiple, 1)
+    volumetric = made_volumetric(network, kernels, preserve_depth)
+    adopted = as_network(volumetric, encoder, decoder, head, size_multiple)
+    cast("AdoptedNetwork", adopted).adopted_conventions = {"kernels": kernels}
+    return adopted
 
 
 def made_volumetric(network: nn.Module, kernels: Kernels = "acs", preserve_depth: bool = False) -> nn.Module:
@@ -173,21 +179,42 @@ def _transposed(layer: nn.ConvTranspose2d, preserve_depth: bool) -> nn.ConvTrans
     return new
 
 
-def _max_pool(layer: nn.MaxPool2d, preserve_depth: bool) -> nn.MaxPool3d:
+def _max_pool(layer: nn.MaxPool2d, preserve_depth: bool) -> nn.Module:
     if layer.return_indices:
         raise ValueError("a pool that returns where its maxima were has no counterpart in a volume here")
     size, stride, padding = _pooling(layer, preserve_depth)
     apart = _pair(layer.dilation)
     if apart != (1, 1):
         raise ValueError(f"a pool whose values lie {apart} apart has no counterpart in a volume here: take dilation 1")
-    return nn.MaxPool3d(size, stride, padding, ceil_mode=layer.ceil_mode)
+    return _guarded(nn.MaxPool3d(size, stride, padding, ceil_mode=layer.ceil_mode))
 
 
-def _average_pool(layer: nn.AvgPool2d, preserve_depth: bool) -> nn.AvgPool3d:
+def _average_pool(layer: nn.AvgPool2d, preserve_depth: bool) -> nn.Module:
     if layer.divisor_override is not None:
         raise ValueError("a pool with a divisor of its own has no counterpart in a volume here")
     size, stride, padding = _pooling(layer, preserve_depth)
-    return nn.AvgPool3d(size, stride, padding, layer.ceil_mode, layer.count_include_pad)
+    return _guarded(nn.AvgPool3d(size, stride, padding, layer.ceil_mode, layer.count_include_pad))
+
+
+def _guarded(pool: nn.MaxPool3d | nn.AvgPool3d) -> nn.Module:
+    pool.register_forward_pre_hook(_check_slices)
+    return pool
+
+
+def _check_slices(pool: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """Refuse an image of which too few slices are left for a pool.
+
+    Raises:
+        ValueError: Says how many it takes.
+    """
+    assert isinstance(pool, nn.MaxPool3d | nn.AvgPool3d)
+    size, padding = (cast("tuple[int, int, int]", each)[2] for each in (pool.kernel_size, pool.padding))
+    slices = inputs[0].shape[-1]
+    if not pool.ceil_mode and slices + 2 * padding < size:
+        raise ValueError(
+            f"a pool over {size} slices is given {slices}: give the network images of more slices, or set "
+            "preserve_depth: true"
+        )
 
 
 def _pooling(layer: Pool, preserve_depth: bool) -> list[tuple[int, int, int]]:

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_atlas.adaptation.lora import LoRA
-from lightning_atlas.networks import ACSResNet, DepthPolicy, PooledEncoder, as_network
+from lightning_atlas.intake import load_weights
+from lightning_atlas.intake.weights import SourceWeights
+from lightning_atlas.networks import ACSResNet, DepthPolicy, PooledEncoder, ResUNet, as_network
 from lightning_atlas.networks.acs import FLAT_ALONG, ACSConv3d, in_plane, thirds
 
 
@@ -113,6 +115,15 @@ def test_every_weight_gets_a_gradient_and_low_rank_updates_fit():
     moved = {name for name, each in network.named_parameters() if each.grad is not None and each.grad.abs().max() > 0}
     assert "backbone.layer3.0.conv1.views" in moved or "backbone.conv1.views" in moved
     assert any("parametrizations.weight.0.B" in name for name in moved)
+
+
+@pytest.mark.parametrize(("ours", "notes"), [("acs", 0), ("mean", 1)])
+def test_weights_that_were_used_in_other_planes_are_told_of(ours, notes):
+    spec = {"class_path": "lightning_atlas.ACSResNet", "init_args": {"features": 6, "kernels": "acs"}}
+    source = SourceWeights(ACSResNet(features=6).state_dict(), None, "acs.safetensors", "", spec)
+    network = ResUNet(ACSResNet(features=6, kernels=ours))
+    told = [each for each in load_weights(network, source, adapters=[]).notes if "with kernels: acs" in each]
+    assert len(told) == notes
 
 
 @pytest.mark.parametrize("kernels", ["acs", "soft"])

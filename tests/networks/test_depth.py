@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from jaxtyping import config
 from jsonargparse import ArgumentParser
 from torch.nn import functional as F
 
@@ -144,6 +145,20 @@ def test_a_policy_reaches_a_network_that_another_holds():
 def test_what_is_no_policy_is_refused(build, told):
     with pytest.raises(ValueError, match=told):
         build()
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"strides": "strided"}, "strides is preserve or stride, or six numbers; found 'strided'"),
+        ({"pools": {1: "max"}}, "pools has halve or merge for a layer; found 'max'"),
+        ({"padding": "reflect"}, "padding is zeros or replicate; found 'reflect'"),
+    ],
+)
+def test_words_that_are_none_are_refused_in_python_too(settings, told, monkeypatch):
+    monkeypatch.setattr(config, "jaxtyping_disable", True)  # types are checked in the suite alone
+    with pytest.raises(ValueError, match=f"depth_policy.{told}"):
+        DepthPolicy(**settings)
 
 
 def test_a_recipe_sets_the_policy_or_one_part_of_it():

@@ -82,6 +82,14 @@ def test_keys_tensors_and_results_stay_as_they_were():
     assert torch.equal(adopted(image), result)
 
 
+def test_each_axis_may_have_a_multiple_of_its_own():
+    network = parse(DYNUNET_YAML.replace("size_multiple: 4", "size_multiple: [4, 4, 8]"))
+    assert network.size_multiple == (4, 4, 8)
+    assert network.conventions() == {}
+    with pytest.raises(ValueError, match="to 8 x 4 x 16 voxels"):
+        network(torch.rand(1, 1, 8, 4, 12))
+
+
 def test_a_checkpoint_of_the_module_itself_loads_strictly():
     source, adopted = dynunet(), as_network(dynunet(), ENCODER, DECODER, HEAD)
     adopted.load_state_dict(source.state_dict(), strict=True)

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -96,6 +97,44 @@ def test_with_slices_kept_different_slices_of_a_network_without_pools_do_not_mee
         volume = pictures.transpose(2, 3).movedim(0, -1).unsqueeze(0)
         found = made_volumetric(flat, "slice", preserve_depth=True)(volume)
     torch.testing.assert_close(found[0].movedim(-1, 0).transpose(2, 3), expected)
+
+
+def halving(**settings: Any) -> Network:
+    inside = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.MaxPool2d(2), nn.Upsample(scale_factor=2), nn.Conv2d(4, 2, 1)
+    )
+    return as_volumetric(inside, ["0"], [], ["3"], **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "multiple", "slices"),
+    [
+        ({"preserve_depth": True, "size_multiple": 2}, (2, 2, 1), 3),
+        ({"preserve_depth": True, "size_multiple": [4, 2, 3]}, (4, 2, 3), 3),
+        ({"size_multiple": 2}, 2, 4),
+    ],
+)
+def test_sides_are_multiples_along_the_axes_that_are_halved(settings, multiple, slices):
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_function_arguments(as_volumetric, "network", skip={"network", "encoder", "decoder", "head"})
+    network = halving(**parser.parse_object({"network": settings}).network.as_dict())
+    assert network.size_multiple == multiple
+    assert network(torch.randn(1, 1, 16, 16, slices)).shape == (1, 2, 16, 16, slices)
+    with pytest.raises(ValueError, match="takes images whose sides are multiples of"):
+        network(torch.randn(1, 1, 16, 15, slices))
+
+
+def test_too_few_slices_for_a_pool_are_told():
+    with pytest.raises(ValueError, match=r"a pool over 2 slices is given 1: .* preserve_depth: true"):
+        halving()(torch.randn(1, 1, 16, 16, 1))
+    assert halving(preserve_depth=True)(torch.randn(1, 1, 16, 16, 1)).shape == (1, 2, 16, 16, 1)
+    rounded_up = made_volumetric(nn.Sequential(nn.MaxPool2d(2, ceil_mode=True)))
+    assert rounded_up(torch.randn(1, 1, 16, 16, 1)).shape == (1, 1, 8, 8, 1)
+
+
+def test_how_its_kernels_were_made_is_a_convention_of_its_weights():
+    assert halving(kernels="mean").conventions() == {"kernels": "mean"}
+    assert pickle.loads(pickle.dumps(halving())).conventions() == {"kernels": "acs"}
 
 
 @pytest.mark.parametrize("kernels", ["acs", "soft", "mean"])
