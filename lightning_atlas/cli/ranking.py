@@ -160,9 +160,8 @@ def _data(parts: Parts, most: int) -> ScanDataModule:
     if parts.contract is None:
         raise CommandError(f"the recipe's data cannot be read here: {parts.missing}")
     if parts.module.task.predicts != "voxels":
-        raise CommandError(
-            f"weights are ranked voxel by voxel, and {type(parts.module.task).__name__} is of whole scans"
-        )
+        finds = "finds boxes" if parts.module.task.predicts == "boxes" else "is of whole scans"
+        raise CommandError(f"weights are ranked voxel by voxel, and {type(parts.module.task).__name__} {finds}")
     if not isinstance(data, ScanDataModule):
         raise CommandError(f"weights are ranked on a ScanDataModule's scans, and the recipe has {type(data).__name__}")
     try:

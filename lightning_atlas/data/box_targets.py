@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Literal
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from scipy import ndimage
 
@@ -85,6 +86,28 @@ class BoxTargets(ABC):
         """Return what is asked of an image in which whole boxes lie."""
         return clipped(boxes, shape, self.visible)
 
+    def too_large(self, boxes: Sequence[Boxes], names: Sequence[str], size: Sequence[int]) -> list[str]:
+        """Return a line for each class that no patch asks for, as each of its boxes is too large to be seen in one.
+
+        Args:
+            boxes: Of each scan that is trained on.
+            names: Of the classes.
+            size: Of a patch, in voxels.
+        """
+        every = [make_boxes([]), *boxes]
+        corners, classes = torch.cat([each.corners for each in every]), torch.cat([each.classes for each in every])
+        sides = corners[:, 3:] - corners[:, :3]
+        asked = self.seen(Boxes(torch.cat([torch.zeros_like(sides), sides], dim=1), classes), size).classes
+        lines = []
+        for number in sorted({*classes.tolist()} - {*asked.tolist()}):
+            of_class = sides[classes == number]
+            least = of_class[of_class.prod(dim=1).argmin()].tolist()
+            lines.append(
+                f"{names[number]} is not learned: patches of {_by(size)} voxels show less than {self.visible:g} of each"
+                f" of its boxes, the least of {_by(least)}; give larger patches, coarser voxels, or a lower visible"
+            )
+        return lines
+
 
 class SourceBoxes(BoxTargets):
     """The boxes that the source says of each scan: a manifest, COCO or DeepLesion.
@@ -142,6 +165,10 @@ class SourceBoxes(BoxTargets):
         """Return a case's boxes on another grid at the same place."""
         boxes = carried(make_boxes(case.boxes), between(file_affine, affine))
         return over_depth(boxes, shape[2]) if self.planar else boxes
+
+    def seen(self, boxes: Boxes, shape: Sequence[int]) -> Boxes:
+        """Return what is asked of an image in which whole boxes lie; planar ones reach over its depth."""
+        return super().seen(over_depth(boxes, shape[2]) if self.planar else boxes, shape)
 
     @property
     def description(self) -> str:
@@ -215,3 +242,7 @@ class LabelBoxes(BoxTargets):
                     low, high = ([float(getattr(side, end)) for side in place] for end in ("start", "stop"))
                     found.append([*low, *high, float(number)])
         return found
+
+
+def _by(sides: Sequence[int | float]) -> str:
+    return " x ".join(f"{side:g}" for side in sides)

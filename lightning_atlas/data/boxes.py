@@ -168,8 +168,7 @@ def _through(
     transform: Transform, boxes: Boxes, shape: Shape, affine: Float[np.ndarray, "4 4"]
 ) -> tuple[Boxes, Shape, Float[np.ndarray, "4 4"]]:
     if (carry := getattr(transform, "carry", None)) is not None:
-        boxes, shape = carry(boxes, shape)
-        return boxes, shape, affine
+        return carry(boxes, shape, affine)
     if isinstance(transform, Crop | Pad):
         inward = 1 if isinstance(transform, Crop) else -1
         low, high = (inward * np.array(transform.bounds_parameters)[part::2] for part in (0, 1))

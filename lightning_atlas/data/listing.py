@@ -5,9 +5,8 @@ from functools import partial
 
 from lightning_atlas.data.cases import Case, Source, Split
 from lightning_atlas.data.holding import held_classes
-from lightning_atlas.data.labels.classes import Classes, ClassMap
-from lightning_atlas.data.labels.vocabulary import load_vocabulary, meaning
-from lightning_atlas.data.sources.splits import PlaneSplit, Splits
+from lightning_atlas.data.labels.classes import Classes
+from lightning_atlas.data.sources.splits import PlaneSplit, Splits, check_leaks
 
 Wanted = Classes | Mapping[str, Sequence[str]] | None
 
@@ -24,7 +23,7 @@ def list_cases(
         classes: What the recipe says of its classes.
 
     Raises:
-        ValueError: There is none, or a subject stands in two places.
+        ValueError: There is none, or a subject stands in two places, or a patient or an image in two splits.
     """
     cases = source.cases()
     if not cases:
@@ -40,6 +39,8 @@ def list_cases(
         if name in seen:
             raise ValueError(f"subject {case.subject} stands in {seen[name]} and again in {case.split}; take one out")
         seen[name] = case.split
+    if splits is None and fold is None:
+        check_leaks(cases)  # as the divided ones were
     return cases
 
 
@@ -57,15 +58,3 @@ def shared_channels(cases: Sequence[Case]) -> tuple[str, ...]:
                 f"{', '.join(first.channels)}; take out those that some lack"
             )
     return tuple(first.channels) if len(first.channels) > 1 else ("image",)
-
-
-def taken_for_whole(cases: Sequence[Case], classes: ClassMap) -> list[str]:
-    """Return a line for each name that the recipe takes for more than its dataset means by it."""
-    told = []
-    for names, vocabulary in {(case.names, case.vocabulary): None for case in cases}:
-        loaded = None if vocabulary is None else load_vocabulary(vocabulary)
-        for name in names:
-            part, taken = meaning(name, loaded).part_of, classes.meaning(name, vocabulary).part_of
-            if part and not taken:
-                told.append(f"classes: {name} of {vocabulary}, a part of {part}, is taken for all of it (assume_equal)")
-    return told

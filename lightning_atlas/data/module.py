@@ -19,25 +19,26 @@ from torchio.transforms import Transform
 from lightning_atlas.contract import Contract, side_pairs
 from lightning_atlas.data.adoption import adopt_preprocessing
 from lightning_atlas.data.augmentation.augment import BatchAugmentation
+from lightning_atlas.data.augmentation.slices import colours_are_slices
 from lightning_atlas.data.box_targets import BoxTargets
 from lightning_atlas.data.boxes import check_carrying, meeting
 from lightning_atlas.data.cases import Case, Source, Split
 from lightning_atlas.data.labels.classes import Classes, ClassMap, Table, match_classes
-from lightning_atlas.data.listing import list_cases, shared_channels, taken_for_whole
+from lightning_atlas.data.listing import list_cases, shared_channels
 from lightning_atlas.data.native import FileReference, ceilings, file_reference
+from lightning_atlas.data.notes import not_taught, taken_for_whole, unusual_files
 from lightning_atlas.data.patches import Opened, PatchDataset, Patches, Sample, Seen, WholeDataset
 from lightning_atlas.data.pipeline import derive_contract, flat
 from lightning_atlas.data.sampling import AtlasSampler, PatchLoader, ShareSampler, collate, position
 from lightning_atlas.data.seen import described, measured, united
+from lightning_atlas.data.sources.numbered import Numbered
 from lightning_atlas.data.sources.splits import PlaneSplit, Splits
 from lightning_atlas.data.store.keys import store_root
-from lightning_atlas.data.store.prepare import open_store, prepare_all
+from lightning_atlas.data.store.prepare import prepare_all
 from lightning_atlas.data.store.restore import to_file_grid
 from lightning_atlas.data.targets import Targets
 from lightning_atlas.types import Batch
 
-NOTES = 8
-"""Lines on unusual files that are printed."""
 SPLITS: dict[str, tuple[Split, ...]] = {
     "fit": ("train", "val"),
     "validate": ("val",),
@@ -108,9 +109,11 @@ class ScanDataModule(LightningDataModule):
         """All cases of the source; no voxel is read, but for labels by which `Splits.shots` chooses.
 
         Raises:
-            ValueError: There is none, or a subject stands in two places.
+            ValueError: There is none, a subject stands in two places, or a patient or an image in two splits.
         """
-        return list_cases(self.source, self.splits, self.fold, self.classes)
+        asked = self.targets if self.targets and self.targets.numbered else self.boxes
+        source = Numbered(self.source, asked.names) if asked and asked.names else self.source
+        return list_cases(source, self.splits, self.fold, self.classes)
 
     @cached_property
     def class_map(self) -> ClassMap:
@@ -139,10 +142,11 @@ class ScanDataModule(LightningDataModule):
     def _stated(self) -> Contract:
         contract = derive_contract(self.class_map.names, self.modality, self.preprocess, self.augment)
         contract = replace(contract, channels=shared_channels(self.cases), overlapping=not self.class_map.exclusive)
+        augment = [] if isinstance(self.augment, BatchAugmentation) else self.augment
+        colours_are_slices({"preprocess": self.preprocess, "augment": [*self.preprocess, *augment]})
         if self.boxes is None:
             return contract if self.targets is None else self.targets.stated(contract)
-        if not isinstance(self.augment, BatchAugmentation):
-            check_carrying(list(flat(self.augment)))
+        check_carrying(list(flat(augment)))
         self.boxes.check(self.cases, self.classes, self.targets)
         return self.boxes.stated(contract)
 
@@ -296,8 +300,7 @@ class ScanDataModule(LightningDataModule):
 
     def patients(self, split: Split) -> list[str]:
         """Return whose scan each of a split's cases is, in the order of their `index`."""
-        if split == "predict":
-            split = self._predicted
+        split = self._predicted if split == "predict" else split
         return [case.patient or case.subject for case in self.cases if case.split == split]
 
     def ceiling(self, split: Split, most: int = 8) -> dict[str, float]:
@@ -331,10 +334,9 @@ class ScanDataModule(LightningDataModule):
         if tell:
             seconds, known = time.monotonic() - begin, len(opened) - made
             print(f"scans: {made} prepared in {seconds:.1f} s, {known} prepared before, in {store_root()}")
-            notes = [note for folder, _ in found for note in open_store(folder).notes]
-            for note in [*notes[:NOTES], *([f"{len(notes) - NOTES} more notes"] if len(notes) > NOTES else [])]:
-                print(f"note: {note}")
-            for note in taken_for_whole(self.cases, self.class_map):
+            taught = [each for case, each in zip(cases, opened, strict=True) if case.split == "train"]
+            left = not_taught(taught, self.targets, self.boxes, self.patches)
+            for note in [*unusual_files(opened), *taken_for_whole(self.cases, self.class_map), *left]:
                 print(f"note: {note}")
         return opened
 
@@ -366,12 +368,11 @@ class ScanDataModule(LightningDataModule):
         return cases
 
     def _find(self, subject: str) -> Opened:
-        for cases in self.opened.values():
-            for case in cases:
-                if case.subject == subject:
-                    return case
-        known = [case.subject for cases in self.opened.values() for case in cases]
-        raise ValueError(f"no subject {subject!r} is open; open are {', '.join(known[:8]) or 'none: call setup first'}")
+        known = {case.subject: case for cases in self.opened.values() for case in cases}
+        if subject in known:
+            return known[subject]
+        told = ", ".join(list(known)[:8]) or "none: call setup first"
+        raise ValueError(f"no subject {subject!r} is open; open are {told}")
 
     def _rank(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import cached_property
+from textwrap import shorten
 from typing import NamedTuple
 
 import torch
@@ -11,16 +12,16 @@ from torch.utils.data import DataLoader, DistributedSampler, Sampler
 from torchio.transforms import Transform
 from torchio.transforms.augmentation import RandomTransform
 
-from lightning_atlas.contract import Contract
+from lightning_atlas.contract import Contract, side_pairs
 from lightning_atlas.data.augmentation.pictures import CentreCrop, check_picture_transforms
-from lightning_atlas.data.augmentation.slices import ColoursToSlices, RandomColoursToSlices
+from lightning_atlas.data.augmentation.slices import colours_are_slices
 from lightning_atlas.data.cases import Case, Source, Split
 from lightning_atlas.data.listing import list_cases
 from lightning_atlas.data.module import SPLITS
 from lightning_atlas.data.picture_sets import BoxLists, PictureBatches, Pictures, Texts, TrainingPictures, WholePictures
 from lightning_atlas.data.pipeline import flat, mirrored_axes
 from lightning_atlas.data.sampling import AtlasSampler, PatchLoader, ShareSampler, position
-from lightning_atlas.data.sources.folder import ScanLayout, sound
+from lightning_atlas.data.sources.numbered import Numbered
 from lightning_atlas.data.sources.splits import Splits
 from lightning_atlas.data.targets import Targets
 from lightning_atlas.types import Batch
@@ -28,6 +29,8 @@ from lightning_atlas.types import Batch
 MEAN, DEVIATION = 114.495, 57.63
 """Of the bytes of ImageNet: means over the colours of 123.675, 116.28, 103.53 and of 58.395, 57.12, 57.375."""
 COLOURS = ("red", "green", "blue")
+NOTE = 240
+"""Letters of a line on the files; it may name a thousand classes."""
 
 
 class Listing(NamedTuple):
@@ -42,34 +45,12 @@ class Listing(NamedTuple):
 
 
 class Listed(NamedTuple):
-    """All pictures of a source, with what its numbers of classes are called."""
+    """All pictures of a source, with what its numbers of classes are called, and what was noted of its files."""
 
     splits: dict[Split, Listing]
     names: tuple[str, ...]
     modality: str
-
-
-class Read(Source):
-    """A layout that is read once, for its cases and for the names of its classes.
-
-    Args:
-        layout: The layout.
-    """
-
-    def __init__(self, layout: ScanLayout) -> None:
-        self.layout = layout
-        self.names: tuple[str, ...] = ()
-
-    def cases(self) -> list[Case]:
-        """Return its cases, and keep the names."""
-        result = self.layout.read()
-        self.names = result.target_names
-        return sound(result)
-
-    @property
-    def description(self) -> str:
-        """One line for reports."""
-        return self.layout.description
+    notes: Sequence[str]
 
 
 class PictureDataModule(LightningDataModule):
@@ -80,9 +61,12 @@ class PictureDataModule(LightningDataModule):
 
     Args:
         source: Lists the pictures: `ScanLayout` (a folder for each class, or COCO's JSON), `Manifest`, `Mixture`.
-        targets: What is to be predicted of whole pictures; `null` takes the class by the name of the folder.
+        targets: What is to be predicted of whole pictures; `null` takes the class by the name of the folder. Without a
+            table, classes that the source names go by these names.
         boxes: Boxes are to be predicted, those of the source, instead of anything of whole pictures.
-        classes: Names of the classes in the order of their numbers, where the source only has numbers.
+        classes: Names of the classes in the order of the network's outputs. Those that the source names go by their
+            names, so the order is free and some may have no picture; numbers without names count in it from 0. `null`
+            takes the source's.
         augment: Transforms of training pictures, of TorchIO and of ours: `RandomResizedCrop`, `RandomCrop`,
             `RandomResizePicture`, `RandomFlip`, `RandomColoursToSlices`.
         evaluate: Transforms of all others, of which none may draw: `ResizePicture`, `CentreCrop`, `ColoursToSlices`.
@@ -148,11 +132,14 @@ class PictureDataModule(LightningDataModule):
         """All pictures, with their splits; none is opened.
 
         Raises:
-            ValueError: There is none, or nobody says what their classes are called.
+            ValueError: There is none, nobody says what their classes are called, or one has a class of another name.
         """
-        source = Read(self.source) if isinstance(self.source, ScanLayout) else self.source
-        cases = list_cases(source, self.splits, self.fold)
-        names = tuple(self.classes or getattr(source, "names", ()))
+        if self.targets is not None and not self.targets.numbered:
+            cases, names, notes = list_cases(self.source, self.splits, self.fold), tuple(self.targets.names), []
+        else:
+            source = Numbered(self.source, self.targets.names if self.targets else self.classes)
+            cases = list_cases(source, self.splits, self.fold)
+            names, notes = source.names, source.notes
         targets = None if self.boxes else self.targets or self._by_folder(names, cases)
         known = {} if targets is None else targets.of(cases)
         splits: dict[Split, Listing] = {}
@@ -168,7 +155,7 @@ class PictureDataModule(LightningDataModule):
                 BoxLists(case.boxes for case in some) if self.boxes else None,
             )
         modality = self.source.modality or next((case.modality for case in cases if case.modality), "photograph")
-        return Listed(splits, self._checked(tuple(targets.names) if targets else names, splits), modality)
+        return Listed(splits, self._checked(names, splits), modality, notes)
 
     def _by_folder(self, names: Sequence[str], cases: Sequence[Case]) -> Targets:
         if len(names) > 1:
@@ -199,7 +186,8 @@ class PictureDataModule(LightningDataModule):
         """What a network trained on these batches expects of an image.
 
         Raises:
-            ValueError: Colours are slices in training and channels elsewhere, or the other way round.
+            ValueError: Colours are slices in training and channels elsewhere, or the other way round; or training
+                mirrors, and two classes are each other's mirror image by name.
         """
         bytes_ = (0.0, 255.0)
         low, high = ((each - self.mean) / self.deviation for each in bytes_)
@@ -214,21 +202,25 @@ class PictureDataModule(LightningDataModule):
             mirrored_axes=mirrored_axes(self.augment, "LPS"),
             predicts="boxes" if self.boxes else "class",
         )
-        return contract if self.targets is None else self.targets.stated(contract)
+        if self.targets is not None:
+            return self.targets.stated(contract)
+        if contract.mirrored_axes and (pairs := side_pairs(contract.classes)):
+            one, other = (contract.classes[place] for place in pairs[0])
+            raise ValueError(
+                f"augment mirrors along {', '.join(contract.mirrored_axes)}, and a mirrored {one} would keep its name, "
+                f"though {other} is a class too: mirror no axis"
+            )
+        return contract
 
     def _sliced(self) -> bool:
         seen = {"augment": self.augment} if "train" in self.listed.splits else {}
         seen |= {"evaluate": self.evaluate} if set(self.listed.splits) - {"train"} else {}
-        kinds = ColoursToSlices | RandomColoursToSlices
-        sliced = {name: any(isinstance(each, kinds) for each in flat(some)) for name, some in seen.items()}
-        if len(set(sliced.values())) > 1:
-            other = {"augment": "evaluate", "evaluate": "augment"}[next(name for name in sliced if sliced[name])]
-            added = "RandomColoursToSlices" if other == "augment" else "ColoursToSlices"
-            raise ValueError(
-                f"colours are slices in training or in scoring alone: add {{class_path: {added}}} at the end of "
-                f"data.init_args.{other}"
-            )
-        return any(sliced.values())
+        return colours_are_slices(seen)
+
+    def prepare_data(self) -> None:
+        """Say what is unusual in the files; nothing is prepared."""
+        for note in self.listed.notes:
+            print(f"note: {shorten(note, NOTE, placeholder=' ...')}")
 
     @property
     def batches_per_epoch(self) -> int:

@@ -114,6 +114,11 @@ class Targets:
         return tuple(told)
 
     @property
+    def numbered(self) -> bool:
+        """Whether the class of a scan is the number that the source says of it."""
+        return self.kind == "class" and self.table is None and self.datasets is None
+
+    @property
     def description(self) -> str:
         """A few words for reports."""
         return f"{self.kind} of each scan ({', '.join(self.names)})"

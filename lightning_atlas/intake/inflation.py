@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from lightning_atlas.networks.base import Network
+from lightning_atlas.networks.detection.base import BACKGROUND, Detector
 
-BACKGROUND = "background"
 HeadRule = Literal["by_name", "fresh"]
 """What the head's last layer takes of weights: the outputs of classes that both sides have, or nothing."""
 
@@ -21,10 +21,28 @@ def output_names(outputs: int, classes: Sequence[str]) -> tuple[str, ...] | None
     return tuple(classes) if outputs == len(classes) else (BACKGROUND, *classes)
 
 
+def tensor_names(network: Network, tensor: str, entries: int, classes: Sequence[str]) -> tuple[str, ...] | None:
+    """Name the entries of a tensor of a head; `None` where there are not as many as a network of its kind would have.
+
+    Args:
+        network: Says what its entries are, if it finds boxes.
+        tensor: Name of the tensor.
+        entries: How many it has.
+        classes: Of the head that it is of, without background.
+    """
+    if not isinstance(network, Detector):
+        return output_names(entries, classes)
+    names = network.output_names(classes).get(tensor, ())
+    return names if classes and len(names) == entries else None
+
+
 def same_names(source: Sequence[str], target: Sequence[str]) -> dict[int, int]:
-    """Return, for each output of the target whose name the source knows, the source's output of that name."""
-    rows = {name: row for row, name in enumerate(source)}
-    return {row: rows[name] for row, name in enumerate(target) if name in rows}
+    """Return, for each output of the target whose name the source knows, the source's output of that name.
+
+    Of a name that several outputs have, the first is the source's first, and so on.
+    """
+    rows = {name: row for row, name in enumerate(_counted(source))}
+    return {row: rows[name] for row, name in enumerate(_counted(target)) if name in rows}
 
 
 def head_rows(target: Tensor, source: Tensor, rows: Mapping[int, int], axis: int = 0) -> Tensor:
@@ -70,7 +88,7 @@ class HeadByName:
     """
 
     def __init__(self, network: Network, theirs: Sequence[str], ours: Sequence[str], fresh: bool = False) -> None:
-        self.theirs, self.ours, self.fresh = tuple(theirs), tuple(ours), fresh
+        self.network, self.theirs, self.ours, self.fresh = network, tuple(theirs), tuple(ours), fresh
         self.axes: dict[str, int] = network.output_axes() if ours or fresh else {}
         """Along which axis the outputs lie, for each tensor that has one for each."""
 
@@ -79,15 +97,15 @@ class HeadByName:
         axis = self.axes.get(name)
         if self.fresh or axis is None or _without(tensor.shape, axis) != _without(target.shape, axis):
             return None
-        theirs = output_names(tensor.shape[axis], self.theirs)
-        ours = output_names(target.shape[axis], self.ours)
+        theirs = tensor_names(self.network, name, tensor.shape[axis], self.theirs)
+        ours = tensor_names(self.network, name, target.shape[axis], self.ours)
         rows = same_names(theirs or (), ours or ())
         if not rows or theirs is None or ours is None or theirs == ours:
             return None
-        fresh = tuple(each for row, each in enumerate(ours) if row not in rows)
+        fresh = tuple(dict.fromkeys(each for row, each in enumerate(ours) if row not in rows))
         kinds = [_kind(theirs), _kind(ours)]
         how = f"{len(theirs)} -> {len(ours)} outputs" + (f" ({' -> '.join(kinds)})" if kinds[0] != kinds[1] else "")
-        how += f": {', '.join(ours[row] for row in rows)} taken by name"
+        how += f": {', '.join(dict.fromkeys(ours[row] for row in rows))} taken by name"
         value = head_rows(target, tensor, rows, axis)
         return Taken(value, how + (f"; fresh: {', '.join(fresh)}" if fresh else ""), fresh)
 
@@ -100,7 +118,11 @@ class HeadByName:
         if not self.axes or any(name in values for name in self.axes):
             return []
         name, axis = next(iter(self.axes.items()))
-        return list(output_names(targets[name].shape[axis], self.ours) or ())
+        return list(dict.fromkeys(tensor_names(self.network, name, targets[name].shape[axis], self.ours) or ()))
+
+
+def _counted(names: Sequence[str]) -> list[tuple[str, int]]:
+    return [(name, names[:row].count(name)) for row, name in enumerate(names)]
 
 
 def _kind(names: Sequence[str]) -> str:
@@ -120,7 +142,8 @@ def start_at_prior(
     """Set the biases of new outputs so that, before training, they expect each class in its share of the voxels.
 
     A rare class then starts with small gradients from the many voxels without it. The bias is log(p / (1 - p)) in a
-    sigmoid head and log(p) in a softmax head, whose background has what is left; the weights stay as initialised.
+    sigmoid head and log(p) in a softmax head, whose background has what is left; the weights stay as initialised. Of a
+    network that finds boxes the shares are those of its anchors or regions.
 
     Args:
         network: Sized for its classes; changed in place.
@@ -129,7 +152,8 @@ def start_at_prior(
         fresh: Outputs to set, such as the report's `fresh_outputs`; all by default.
 
     Raises:
-        ValueError: A share is missing or impossible, or the head has no biases, as a text head.
+        ValueError: A share is missing or impossible, or the head has no biases, as a text head, or other outputs than
+            these classes.
     """
     shares = dict(prior) if isinstance(prior, Mapping) else dict.fromkeys(classes, prior)
     if missing := [name for name in classes if name not in shares]:
@@ -137,17 +161,24 @@ def start_at_prior(
             f"the prior has no share of {', '.join(missing[:5])}: give each class one, or one number for all"
         )
     shares[BACKGROUND] = 1.0 - math.fsum(shares[name] for name in classes)
-    biases = [each for name in network.output_axes() if (each := network.state_dict()[name]).ndim == 1]
+    state = network.state_dict()
+    ours = [network.class_bias] if isinstance(network, Detector) else network.output_axes()
+    biases = {name: state[name] for name in ours if name in state and state[name].ndim == 1}
     if not biases:
         raise ValueError(
             f"the head of {type(network).__name__} has no biases that could start at a prior: leave it out"
         )
-    for bias in biases:
-        names = output_names(len(bias), classes) or ()
-        logit = _log_share if _kind(names or classes) == "softmax" else _log_odds
-        for row, name in enumerate(names):
+    named = {name: tensor_names(network, name, len(bias), classes) for name, bias in biases.items()}
+    if not any(named.values()):
+        raise ValueError(
+            f"the head of {type(network).__name__} has {len(next(iter(biases.values())))} outputs, which are not those "
+            f"of {len(classes)} classes, so that none can start at a prior: leave it out"
+        )
+    for each, names in named.items():
+        logit = _log_share if names and _kind(names) == "softmax" else _log_odds
+        for row, name in enumerate(names or ()):
             if fresh is None or name in fresh:
-                bias[row] = logit(name, shares[name])
+                biases[each][row] = logit(name, shares[name])
 
 
 def _log_share(name: str, share: float) -> float:

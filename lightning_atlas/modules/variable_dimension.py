@@ -175,7 +175,7 @@ def check_pictures(contract: Contract) -> None:
     """Refuse data that are no pictures as they lie on disk.
 
     Raises:
-        ValueError: They have several channels, or stand in another orientation.
+        ValueError: They have several channels, or stand in another orientation, or in one that nobody states.
     """
     if len(contract.channels) != 1:
         raise ValueError(
@@ -183,7 +183,13 @@ def check_pictures(contract: Contract) -> None:
             f"{len(contract.channels)} ({', '.join(contract.channels)}): let the data make slices of them "
             "(ColoursToSlices)"
         )
-    if contract.orientation not in (None, "LPS"):
+    if contract.orientation is None:
+        raise ValueError(
+            "VariableDimensionPretraining writes into its weights how pictures lie, and the data do not say: take "
+            "PictureDataModule, or put {class_path: torchio.ToOrientation, init_args: {orientation: LPS}} first "
+            "in data.init_args.preprocess"
+        )
+    if contract.orientation != "LPS":
         raise ValueError(
             f"VariableDimensionPretraining reads pictures, whose columns and rows are L and P (LPS), and the data are "
             f"{contract.orientation}: take PictureDataModule, and no transform that reorients; scans are for "

@@ -26,7 +26,8 @@ class Detection(Task):
         window: Windows in which whole images are searched; `null` shows the network the whole image at once.
         overlap: Intersection over union above which, of two boxes of a class that several windows found, the one with
             the lower score goes.
-        most: Boxes that an image has at most, the best.
+        most: Boxes that an image has at most, the best. Of each window, or of the whole image, a network says no more
+            than the `most` of its own `BoxSelection`, 100 by default: raise that too.
     """
 
     predicts = "boxes"
@@ -76,8 +77,9 @@ class Detection(Task):
         """Return the parts of the loss of a training batch.
 
         Raises:
-            ValueError: The batch has no boxes.
+            ValueError: The batch has no boxes, or the network not the precision that boxes need.
         """
+        check_precision(network)
         if "boxes" not in batch:
             raise ValueError("Detection learns from boxes, and the batch has none: say which in data.init_args.boxes")
         truth = batch["boxes"]
@@ -94,7 +96,12 @@ class Detection(Task):
         return {"loss": total, **{name: part.detach() for name, part in logits.items()}}
 
     def infer(self, network: nn.Module, image: Image) -> Any:
-        """Return the boxes of each image, best first."""
+        """Return the boxes of each image, best first.
+
+        Raises:
+            ValueError: The network has not the precision that boxes need.
+        """
+        check_precision(network)
         return self.search(cast(Detector, network), image)
 
     def decode(self, logits: Any) -> list[Boxes]:
@@ -116,3 +123,17 @@ class Detection(Task):
 
     def _metric(self, split: Split) -> BoxScores:
         return cast(BoxScores, self.scores[split])
+
+
+def check_precision(network: nn.Module) -> None:
+    """Refuse weights in another precision than single: in half, corners come so, too, and 301.3 is 302.
+
+    Raises:
+        ValueError: Some are.
+    """
+    if others := {each.dtype for each in network.parameters()} - {torch.float32}:
+        found = ", ".join(map(str, others))
+        raise ValueError(
+            f"Detection needs weights and boxes in single precision, and found {found}: set "
+            "trainer.precision: bf16-mixed (or 16-mixed, or 32-true)"
+        )

@@ -133,7 +133,14 @@ def test_a_recipe_without_labelled_training_cases_is_refused(rank, tmp_path):
 def test_a_task_of_whole_scans_is_refused(rank):
     code, _, err = rank("starter_abdomen_ct", "scratch", "--model.init_args.task=Classification")
     assert code == 2
-    assert "ranked voxel by voxel" in err
+    assert "ranked voxel by voxel, and Classification is of whole scans" in err
+
+
+def test_a_task_of_boxes_is_refused_as_such(rank):
+    model = ("--model.init_args.task=Detection", "--model.init_args.network.init_args.features=[16,32,64]")
+    code, _, err = rank("starter_abdomen_ct", "scratch", *model, "--data.init_args.boxes=LabelBoxes")
+    assert code == 2
+    assert "ranked voxel by voxel, and Detection finds boxes" in err
 
 
 def test_a_run_is_ranked_by_its_own_network(rank, tmp_path):

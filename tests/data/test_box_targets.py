@@ -199,6 +199,31 @@ def test_planar_boxes_reach_over_the_whole_depth(tmp_path):
     assert boxes_of(data.whole("val", 0))[0].corners[:, [2, 5]].unique(dim=0).tolist() == [[0, 14]]
 
 
+@pytest.mark.parametrize("depth", [1, 3])
+def test_planar_boxes_reach_over_the_depth_of_a_patch_however_thin(tmp_path, depth):
+    boxes = SourceBoxes(["x", "y"], planar=True)
+    patches = Patches((22, 24, depth), per_epoch=4, foreground=1.0)
+    for found in in_patches(module(written(tmp_path, boxes=True), boxes=boxes, patches=patches), 4):
+        assert [[*each[:2], *each[3:5], each[6]] for each in rows(found)] == [
+            [*each[:2], *each[3:5], each[6]] for each in BOXES
+        ]
+        assert found.corners[:, [2, 5]].unique(dim=0).tolist() == [[0, depth]]
+
+
+def test_a_class_whose_boxes_no_patch_shows_is_named():
+    low = torch.zeros(3, 3)
+    sides = torch.tensor([[40.0, 8, 8], [4, 8, 8], [30, 10, 10]])
+    boxes = Boxes(torch.cat([low + 5, low + 5 + sides], dim=1), torch.tensor([1, 0, 1]))
+    (told,) = SourceBoxes(["x", "spine"]).too_large([boxes, boxes], ["x", "spine"], (7, 16, 16))
+    assert "spine is not learned: patches of 7 x 16 x 16 voxels show less than 0.25 of each" in told
+    assert "the least of 40 x 8 x 8;" in told
+    for size, visible in (((10, 8, 8), 0.25), ((7, 16, 16), 0.2)):  # a quarter of 40, and more than a fifth of 30
+        assert LabelBoxes(visible=visible).too_large([boxes], ["x", "spine"], size) == []
+    planar = SourceBoxes(["x", "spine"], planar=True)
+    assert planar.too_large([boxes], ["x", "spine"], (40, 8, 1)) == []
+    assert planar.too_large([], ["x", "spine"], (4, 4, 4)) == []
+
+
 def test_images_of_unlike_sizes_keep_their_boxes_on_their_voxels(tmp_path):
     from lightning_atlas.data.patches import WholeDataset
     from lightning_atlas.data.sampling import collate
@@ -274,3 +299,15 @@ def test_a_simulated_cohort_has_boxes_about_its_structures():
     places = torch.nonzero(inside)
     assert boxes_of(batch)[0].corners[0].tolist() == [*places.amin(0).tolist(), *(places.amax(0) + 1).tolist()]
     assert Path(data.opened["val"][0].folder).is_dir()
+
+
+def test_a_class_that_no_patch_shows_is_told_once_by_those_that_are_trained_on(tmp_path, capsys):
+    small = {"patches": Patches((3, 3, 3), per_epoch=4)}
+    data = module(written(tmp_path), **small)
+    data.prepare_data()
+    data.setup()
+    told = [line for line in capsys.readouterr().out.splitlines() if "is not learned" in line]
+    assert len(told) == 1
+    assert told[0].startswith("note: spleen is not learned: patches of 3 x 3 x 3 voxels show less than 0.25 of each of")
+    assert "the least of 5 x 8 x 4;" in told[0]
+    assert not [each for each in in_patches(module(written(tmp_path), **small), 4) if 1 in each.classes]

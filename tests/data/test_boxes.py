@@ -1,3 +1,4 @@
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -5,6 +6,7 @@ import pytest
 import torch
 import torchio as tio
 from torchio.transforms import (
+    Affine,
     Compose,
     Crop,
     CropOrPad,
@@ -18,7 +20,7 @@ from torchio.transforms import (
     RandomNoise,
 )
 
-from lightning_atlas.data import RandomQuarterTurns
+from lightning_atlas.data import CentreCrop, RandomQuarterTurns, RandomResizePicture, ResizePicture
 from lightning_atlas.data.boxes import (
     carried,
     check_carrying,
@@ -84,6 +86,24 @@ def test_a_box_goes_where_its_voxels_go(transform):
         boxes, shape = follow(make_boxes([BOX]), moved, SHAPE, AFFINE)
         assert boxes.corners[0].tolist() == about(moved["label"].data)
         assert shape == moved.spatial_shape
+
+
+SHIFT = Affine(scales=(1, 1, 1), degrees=(0, 0, 0), translation=(3, 4, 0))  # two voxels of `AFFINE` along i and j
+MOVES = (RandomResizePicture([60]), SHIFT, Flip(0), Crop((1, 2, 0, 3, 0, 0)))
+
+
+@pytest.mark.parametrize(
+    "moves",
+    [*permutations(MOVES), (CentreCrop((16, 18)), ResizePicture(48), SHIFT), (RandomQuarterTurns(p=1.0), *MOVES[:2])],
+    ids=range(26),
+)
+def test_a_box_goes_where_its_voxels_go_when_their_size_changes_on_the_way(moves):
+    check_carrying(moves)
+    moved: Any = Compose(moves)(subject())
+    boxes, shape = follow(make_boxes([BOX]), moved, SHAPE, AFFINE)
+    assert shape == moved.spatial_shape
+    # a mask that is made larger takes the nearest voxel
+    assert np.abs(clipped(boxes, shape).corners[0].numpy() - about(moved["label"].data)).max() <= 1
 
 
 @pytest.mark.parametrize(

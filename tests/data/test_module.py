@@ -202,8 +202,11 @@ def answered(spine, kind, told):
         ("values", [{"a": 2.5, "b": -1}, {}, {"b": -1}, {}]),
     ],
 )
-def test_scans_of_which_nothing_is_known_are_not_trained_on(spine, kind, told):
+def test_scans_of_which_nothing_is_known_are_not_trained_on(spine, capsys, kind, told):
     data = answered(spine, kind, told)
+    capsys.readouterr()
+    data.prepare_data()
+    assert "note: 1 of 3 training scans are left out: their target is not known\n" in capsys.readouterr().out
     batches = list(data.train_dataloader())
     assert len(batches) == data.batches_per_epoch == 3
     subjects = Counter(subject for batch in batches for subject in batch["subject"])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchio.transforms import RandomFlip, RandomGamma
+from torchio.transforms import RandomFlip, RandomGamma, ToOrientation
 
 from lightning_atlas.data import (
     CentreCrop,
@@ -26,6 +26,7 @@ from lightning_atlas.data import (
     Splits,
     Targets,
 )
+from lightning_atlas.modules.variable_dimension import check_pictures
 
 KINDS = ("cat", "dog", "owl")
 LEFT_RIGHT: Any = ("LR",)  # TorchIO says numbers, and takes names
@@ -171,7 +172,7 @@ def test_pictures_of_unlike_sizes_are_padded_in_training_and_come_one_by_one_els
     assert len(list(module(tmp_path, evaluation_batch_size=1).test_dataloader())) == 2
 
 
-def coco(folder, boxes=((4.5, 2, 6, 5),)):
+def coco(folder, boxes=((4.5, 2, 6, 5),), names=("cat", "dog")):
     """One picture of 16 columns and 12 rows in which the boxes are white, and what COCO says of it."""
     pixels = np.zeros((12, 16, 3), np.uint8)
     for x, y, width, height in boxes:
@@ -182,7 +183,7 @@ def coco(folder, boxes=((4.5, 2, 6, 5),)):
     document = {
         "images": [{"id": 1, "file_name": "000001.jpg", "width": 16, "height": 12}],
         "annotations": [{"image_id": 1, "category_id": 7, "bbox": box, "iscrowd": 0} for box in boxes],
-        "categories": [{"id": 3, "name": "cat"}, {"id": 7, "name": "dog"}],
+        "categories": [{"id": number, "name": name} for number, name in zip((3, 7), names, strict=True)],
     }
     (folder / "annotations" / "instances_train2017.json").write_text(json.dumps(document), encoding="utf-8")
     return folder
@@ -201,6 +202,41 @@ def test_boxes_of_coco_come_with_the_pictures(tmp_path):
     assert next(iter(flipped.train_dataloader()))["boxes"][0].corners.tolist() == [[5.5, 2, 0, 11.5, 7, 1]]
     larger = module(coco(tmp_path / "c"), augment=[ResizePicture(24), ColoursToSlices()], **settings)
     assert next(iter(larger.train_dataloader()))["boxes"][0].corners.tolist() == [[9, 4, 0, 21, 14, 3]]
+
+
+def test_boxes_of_coco_go_by_the_names_of_their_classes(tmp_path):
+    source = ScanLayout(coco(tmp_path))
+    data = PictureDataModule(source, boxes=True, classes=["bird", "dog", "cat"], batch_size=1)
+    assert next(iter(data.train_dataloader()))["boxes"][0].classes.tolist() == [1]
+    # a category without a box may be left out
+    assert PictureDataModule(source, boxes=True, classes=["dog"]).contract.classes == ("dog",)
+    with pytest.raises(ValueError, match="there are images of dog"):
+        PictureDataModule(source, boxes=True, classes=["cat"]).setup("fit")
+
+
+def test_a_patient_or_a_picture_in_two_splits_is_refused_without_a_division_too(photos, tmp_path):
+    files = [photos / "train" / "cat" / f"{number}.png" for number in range(2)]
+    entries = [
+        {"subject": f"s{n}", "split": split, "image": str(file), "target": n, "patient": f"p{n}"}
+        for n, (split, file) in enumerate(zip(("train", "test"), files, strict=True))
+    ]
+    table = tmp_path / "list.json"
+    sharing = {
+        "patient p0 is in two splits: s0 in train and s1 in test": {"patient": "p0"},
+        "one image under two names: s0 and s1": {"image": str(files[0])},
+    }
+    for message, same in sharing.items():
+        table.write_text(json.dumps({"subjects": [entries[0], entries[1] | same]}), encoding="utf-8")
+        with pytest.raises(ValueError, match=message):
+            PictureDataModule(Manifest(table), classes=["cat", "dog"]).setup("fit")
+        with pytest.raises(ValueError, match=message):
+            _ = ScanDataModule(Manifest(table)).cases
+
+
+def test_boxes_of_mirror_images_by_name_are_not_mirrored(tmp_path):
+    source = ScanLayout(coco(tmp_path, names=("hand_left", "hand_right")))
+    with pytest.raises(ValueError, match="a mirrored hand_left would keep its name, though hand_right is a class too"):
+        _ = PictureDataModule(source, boxes=True, augment=[RandomFlip(axes=(0,))]).contract
 
 
 def test_a_picture_without_boxes_has_none(tmp_path):
@@ -312,8 +348,12 @@ def test_colours_become_slices_of_a_volume(tmp_path):
         (tmp_path / "photos" / kind).mkdir(parents=True)
         Image.fromarray(pixels + (kind == "chien")).save(tmp_path / "photos" / kind / f"{kind}.png")
     patches = Patches((16, 16, 3), per_epoch=2)
-    data = ScanDataModule(ScanLayout(tmp_path / "photos"), preprocess=[ColoursToSlices()], patches=patches)
+    source, slices = ScanLayout(tmp_path / "photos"), [ToOrientation("LPS"), ColoursToSlices()]
+    with pytest.raises(ValueError, match=r" ColoursToSlices} at the end of data.init_args.preprocess"):
+        _ = ScanDataModule(source, augment=[RandomColoursToSlices()], patches=patches).contract
+    data = ScanDataModule(source, preprocess=slices, augment=[RandomColoursToSlices()], patches=patches)
     data.setup("fit")
+    check_pictures(data.contract)
     assert next(iter(data.train_dataloader()))["image"].shape == (2, 1, 16, 16, 3)
     chat = next(n for n, case in enumerate(data.opened["train"]) if case.target == 0)
     assert np.array_equal(

@@ -80,6 +80,11 @@ def test_shares_that_cannot_be_are_refused(prior, told, make_toy):
         start_at_prior(make_toy(1, outputs=3), ("liver", "eye"), prior)
 
 
+def test_a_head_of_other_outputs_is_named(make_toy):
+    with pytest.raises(ValueError, match="has 5 outputs, which are not those of 2 classes"):
+        start_at_prior(make_toy(1, outputs=5), ("liver", "eye"), 0.1)
+
+
 def test_a_head_without_biases_is_named():
     network = UniversalNetwork(GenesisUNet(init_filters=2), out_channels=2)
     with pytest.raises(ValueError, match="the head of UniversalNetwork has no biases"):

@@ -301,6 +301,7 @@ def test_networks_that_lose_slices_are_refused(network, found):
     [
         (Contract(classes=("a", "b"), orientation="RAS", predicts="class"), {}, "the data are RAS: take Picture"),
         (Contract(("a", "b"), channels=("r", "g", "b"), predicts="class"), {}, r"have 3 \(r, g, b\): .*ColoursToSlic"),
+        (Contract(classes=("a", "b"), predicts="class"), {}, "do not say: take PictureDataModule, or .*LPS.* first in"),
         (PICTURES, {"depth": 5}, "the batch has 1 of 5: .*ColoursToSlices"),
         (PICTURES, {"channels": 3, "depth": 1}, "the batch has 3 of 1: .*ColoursToSlices"),
     ],

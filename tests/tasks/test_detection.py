@@ -179,6 +179,18 @@ def test_the_loss_is_the_sum_of_its_parts_and_the_network_sees_what_is_to_be_lea
         task.answer(network, {"image": batch["image"]})  # type: ignore[typeddict-item]
 
 
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_half_precision_throughout_is_refused_before_anything_is_computed(kind):
+    network = Spots().to(kind)
+    batch = batch_of([some_boxes([0, 0, 0, 1, 1, 1])], torch.zeros(1, 1, 8, 8, 8, dtype=kind))
+    for chosen in (None, window((8, 8, 8))):
+        with pytest.raises(ValueError, match=rf"found {kind}: set trainer\.precision: bf16-mixed"):
+            Detection(chosen).infer(network, batch["image"])
+    with pytest.raises(ValueError, match=r"trainer\.precision: bf16-mixed"):
+        Detection().answer(network, batch)
+    assert network.seen == []
+
+
 def test_what_is_found_exactly_is_scored_as_such():
     task = Detection(window((16, 16, 8)))
     network = task.adapted(Spots())

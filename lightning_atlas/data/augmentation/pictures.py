@@ -12,7 +12,7 @@ from torch import Tensor
 from torchio.transforms import IntensityTransform, RandomFlip, SpatialTransform, ToOrientation, Transform
 from torchio.transforms.augmentation import RandomTransform
 
-from lightning_atlas.data.augmentation.moves import Frame, Mirror, Move, Sides
+from lightning_atlas.data.augmentation.moves import Frame, Mirror, Move, Shape, Sides
 from lightning_atlas.data.pipeline import flat
 from lightning_atlas.types import Boxes
 
@@ -54,10 +54,10 @@ class PictureTransform(SpatialTransform):
         """Return how a picture of a shape (channels i j k) is moved; what is random is drawn of torch's generator."""
         raise NotImplementedError
 
-    def carry(self, boxes: Boxes, shape: tuple[int, int, int]) -> tuple[Boxes, tuple[int, int, int]]:
-        """Take boxes along, where nothing is drawn; return them with the shape that the image has then."""
+    def carry(self, boxes: Boxes, shape: Shape, affine: np.ndarray) -> tuple[Boxes, Shape, np.ndarray]:
+        """Take boxes along, where nothing is drawn; return them with the image's shape and affine after it."""
         move = self.move((1, *shape))
-        return move.boxes(boxes, shape), move.sides(shape)
+        return move.boxes(boxes, shape), move.sides(shape), affine @ move.map(shape)
 
     def apply_transform(self, subject: tio.Subject) -> tio.Subject:
         """Move each image of a subject, and its boxes."""

@@ -1,17 +1,19 @@
 """Colour pictures as small volumes: three colours are three slices."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torchio import Image, LabelMap, Subject
+from torchio.transforms import Transform
 from torchio.transforms.augmentation import RandomTransform
 
 from lightning_atlas.data.augmentation.moves import Shape
 from lightning_atlas.data.augmentation.pictures import PictureTransform
 from lightning_atlas.data.boxes import over_depth
+from lightning_atlas.data.pipeline import flat
 from lightning_atlas.types import Boxes
 
 COLOURS = (0, 1, 2)
@@ -19,13 +21,22 @@ COLOURS = (0, 1, 2)
 
 
 class Slices(NamedTuple):
-    """The movement from colours to slices; see `ColoursToSlices`."""
+    """The movement from colours to slices; see `ColoursToSlices`.
+
+    Args:
+        order: Which colour each slice is.
+        back: From slices to colours.
+        again: The colours are slices already, and get another order.
+    """
 
     order: tuple[int, int, int]
     back: bool
+    again: bool = False
 
     def pixels(self, image: Tensor) -> Tensor:
         """Exchange the axes of channels and slices; a view, unless the planes come in another order."""
+        if self.again:
+            image = BACK.pixels(image)
         _check(tuple(image.shape), self.back, False)
         if self.back:
             order = [self.order.index(colour) for colour in COLOURS]
@@ -35,6 +46,8 @@ class Slices(NamedTuple):
 
     def masks(self, label: Tensor) -> Tensor:
         """Repeat a mask on each slice; back, take that of the first."""
+        if self.again:
+            label = BACK.masks(label)
         _check(tuple(label.shape), self.back, True)
         return label[..., :1] if self.back else label.expand(-1, -1, -1, 3)
 
@@ -49,6 +62,10 @@ class Slices(NamedTuple):
     def map(self, shape: Sequence[int]) -> np.ndarray:
         """Leave the affine: the planes have no distance."""
         return np.eye(4)
+
+
+BACK = Slices(COLOURS, back=True)
+"""From slices to colours."""
 
 
 class ColoursToSlices(PictureTransform):
@@ -103,8 +120,9 @@ class ColoursToSlices(PictureTransform):
 class RandomColoursToSlices(PictureTransform, RandomTransform):
     """Make the colours of a picture slices, in an order that is drawn for each picture, each of the six equally often.
 
-    So the network learns no fixed order of slices. What was drawn stands in the subject's history as `ColoursToSlices`,
-    which goes back.
+    So the network learns no fixed order of slices. Colours that are slices already, `(1, i, j, 3)`, come in another
+    order: `ColoursToSlices` in `preprocess` of a `ScanDataModule`, this in its `augment`. What was drawn stands in the
+    subject's history as `ColoursToSlices`, which goes back.
 
     Source: as `ColoursToSlices`; its training exchanged the planes of every image, its test did not.
     """
@@ -117,11 +135,37 @@ class RandomColoursToSlices(PictureTransform, RandomTransform):
     def move(self, shape: Sequence[int]) -> Slices:
         """Draw the order."""
         red, green, blue = torch.randperm(3).tolist()
-        return Slices((red, green, blue), back=False)
+        return Slices((red, green, blue), back=False, again=shape[3] == 3)
 
     def apply_transform(self, subject: Subject) -> Subject:
         """Draw the order, and exchange the axes of each image."""
-        return ColoursToSlices(order=self.move(()).order)(subject)
+        move = self.move(subject.get_images(intensity_only=False)[0].shape)
+        colours = ColoursToSlices(back=True)(subject) if move.again else subject
+        return ColoursToSlices(order=move.order)(colours)
+
+
+def colours_are_slices(seen: Mapping[str, Sequence[Transform]]) -> bool:
+    """Tell whether a network sees colours as slices.
+
+    Args:
+        seen: All transforms that pictures go through, in training and in scoring, by the argument that makes the
+            difference.
+
+    Raises:
+        ValueError: It does in training or in scoring alone.
+    """
+    sliced = {}
+    for name, transforms in seen.items():
+        found = [each for each in flat(transforms) if isinstance(each, ColoursToSlices | RandomColoursToSlices)]
+        sliced[name] = bool(found) and not getattr(found[-1], "back", False)
+    if len(set(sliced.values())) > 1:
+        other = next(name for name in sliced if not sliced[name])
+        added = "RandomColoursToSlices" if other == "augment" else "ColoursToSlices"
+        raise ValueError(
+            f"colours are slices in training or in scoring alone: add {{class_path: {added}}} at the end of "
+            f"data.init_args.{other}"
+        )
+    return any(sliced.values())
 
 
 def _check(shape: Sequence[int], back: bool, mask: bool, image: Image | None = None) -> None:

@@ -8,7 +8,7 @@ from torchio import Subject
 from torchio.transforms import SpatialTransform
 from torchio.transforms.augmentation import RandomTransform
 
-from lightning_atlas.data.boxes import carried
+from lightning_atlas.data.boxes import Shape, carried
 from lightning_atlas.types import Boxes
 
 AXES = ("i", "j", "k")
@@ -36,8 +36,8 @@ class QuarterTurns(SpatialTransform):
             image.set_data(torch.rot90(image.data, self.turns, (first, second)).contiguous())
         return subject
 
-    def carry(self, boxes: Boxes, shape: tuple[int, int, int]) -> tuple[Boxes, tuple[int, int, int]]:
-        """Return boxes as they lie in the turned image, and its shape."""
+    def carry(self, boxes: Boxes, shape: Shape, affine: np.ndarray) -> tuple[Boxes, Shape, np.ndarray]:
+        """Return boxes as they lie in the turned image, its shape, and the affine, which a turn leaves."""
         first, second = (AXES.index(axis) for axis in self.plane)
         for _ in range(self.turns % 4):
             matrix, sides = np.eye(4), list(shape)
@@ -46,7 +46,7 @@ class QuarterTurns(SpatialTransform):
             matrix[first, 3] = shape[second] - 1
             sides[first], sides[second] = sides[second], sides[first]
             boxes, shape = carried(boxes, matrix), (sides[0], sides[1], sides[2])
-        return boxes, shape
+        return boxes, shape, affine
 
 
 class RandomQuarterTurns(RandomTransform, SpatialTransform):

@@ -18,6 +18,8 @@ DEEP = {"I;16": "u2", "I;16B": ">u2", "I;16L": "<u2", "I": "i4", "F": "f4"}
 INDICES = {"1": "u1", "L": "u1", "P": "u1", **DEEP}
 SIDEWAYS = (5, 6, 7, 8)
 """Values of the EXIF orientation that exchange rows and columns (CIPA DC-008, tag 0x0112)."""
+TURNING = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
+"""What Pillow calls the places of a header from which it takes the orientation: EXIF, XMP, EXIF as text in a PNG."""
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -76,7 +78,14 @@ def _pixels(path: Path, labels: bool) -> Iterator[np.ndarray]:
 
 
 def _orientation(picture: Image.Image) -> int:
-    return picture.getexif().get(ExifTags.Base.Orientation, 1) if "exif" in picture.info else 1
+    """Return the orientation by the header, from 1 (upright) to 8; what is no such number turns nothing."""
+    if picture.info.keys().isdisjoint(TURNING):
+        return 1
+    try:
+        told = Image.Image.getexif(picture).get(ExifTags.Base.Orientation)  # that of PNG would decode the picture
+    except (SyntaxError, ValueError, struct.error):  # of the tags; the pixels may be sound
+        return 1
+    return told if isinstance(told, int) and told in range(1, 9) else 1
 
 
 @contextmanager

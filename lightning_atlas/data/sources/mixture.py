@@ -1,7 +1,7 @@
 """Several datasets in one run, each with its own vocabulary."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from lightning_atlas.data.cases import Case, Source
@@ -19,10 +19,14 @@ class Mixture(Source):
 
     def cases(self) -> list[Case]:
         """Return the cases of each source in turn."""
+        return self.joined([source.cases() for source in self.datasets.values()])
+
+    def joined(self, parts: Sequence[Sequence[Case]]) -> list[Case]:
+        """Return the cases of all sources in turn, given those of each."""
         listed = [
             replace(case, dataset=name, patient=case.patient or case.subject)
-            for name, source in self.datasets.items()
-            for case in source.cases()
+            for name, part in zip(self.datasets, parts, strict=True)
+            for case in part
         ]
         called = Counter(case.subject.casefold() for case in listed)
         return [

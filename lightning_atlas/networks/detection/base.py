@@ -10,17 +10,29 @@ from lightning_atlas.networks.pooled import take_out_decoder
 from lightning_atlas.networks.res_unet import PyramidDecoding
 from lightning_atlas.types import Boxes, Image
 
+BACKGROUND = "background"
+
 
 class Detector(Network):
     """A network that finds boxes; whatever has weights is computed in `forward`."""
 
     planar: bool = False
     """It finds boxes in the plane of i and j, which reach over the whole depth of the image."""
+    class_bias: str = ""
+    """Name of the bias from which the logits of the classes start, where there is one."""
 
     @property
     def classes(self) -> int:
         """How many classes it tells apart; background is none of them."""
         raise NotImplementedError
+
+    def output_names(self, classes: Sequence[str]) -> dict[str, tuple[str, ...]]:
+        """Return of each tensor of `output_axes` the class, or `BACKGROUND`, of each of its entries, were they these.
+
+        Args:
+            classes: In order, without background; as many as there are, or another number.
+        """
+        return {}
 
     def forward(self, image: Image, truth: list[Boxes] | None = None) -> Any:
         """Return what `losses` and `found` read.

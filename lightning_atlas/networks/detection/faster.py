@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lightning_atlas.networks.base import Maps, Network, Stage, held_stages
 from lightning_atlas.networks.collapse import Collapse, depth_collapse
 from lightning_atlas.networks.depth import DepthAware
-from lightning_atlas.networks.detection.base import Detector, chosen_levels, pyramid_of
+from lightning_atlas.networks.detection.base import BACKGROUND, Detector, chosen_levels, pyramid_of
 from lightning_atlas.networks.detection.box_head import CELLS, BoxHead, Refining
 from lightning_atlas.networks.detection.fpn import FeaturePyramid
 from lightning_atlas.networks.detection.proposals import ProposalHead, Proposing
@@ -80,6 +80,7 @@ class SliceDetector(Detector):
     """
 
     planar = True
+    class_bias = "bbox_head.fc_cls.bias"
 
     def __init__(
         self,
@@ -125,6 +126,12 @@ class SliceDetector(Detector):
     def output_axes(self) -> dict[str, int]:
         """Return the tensors of the last layers of the second stage."""
         return {f"bbox_head.{layer}.{each}": 0 for layer in ("fc_cls", "fc_reg") for each in ("weight", "bias")}
+
+    def output_names(self, classes: Sequence[str]) -> dict[str, tuple[str, ...]]:
+        """Return background and classes, each once for the logits and four times for the deltas."""
+        logits = BACKGROUND, *classes
+        deltas = tuple(name for name in logits for _ in range(4))
+        return {name: deltas if "fc_reg" in name else logits for name in self.output_axes()}
 
     def resize(self, outputs: int) -> None:
         """Tell that many classes apart, with fresh last layers, unless there are as many already."""

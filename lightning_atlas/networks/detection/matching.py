@@ -81,7 +81,9 @@ class AdaptiveMatcher(Matcher):
 
     Source: Zhang et al., "Bridging the Gap Between Anchor-based and Anchor-free Detection via Adaptive Training Sample
     Selection", 2019, https://arxiv.org/abs/1912.02424; four candidates as MONAI and nnDetection take for 3D.
-    Differs: a box that no anchor suits is found by the candidate that overlaps it most, so that no box is lost.
+    Differs: a box that no anchor suits is found by the candidate that overlaps it most; a box that would be left
+    without an anchor, as all that suit it overlap a larger one more, by the candidate that overlaps it most of those
+    that no box needs: are no other's only one.
 
     Args:
         candidates: Voxels of each level whose anchors are asked.
@@ -103,7 +105,7 @@ class AdaptiveMatcher(Matcher):
         suits |= ~suits.any(dim=1, keepdim=True) & torch.zeros_like(suits).scatter(1, best, True)
         wanted = torch.full_like(overlaps, -1.0).scatter(1, chosen, torch.where(suits, asked, -1.0))
         most, matched = wanted.max(dim=0)
-        return matched.where(most >= 0.0, NOTHING)
+        return _with_the_left(matched.where(most >= 0.0, NOTHING), asked, chosen)
 
     def _nearest(
         self, boxes: Corners, anchors: Anchors, levels: Sequence[int], shapes: int
@@ -116,6 +118,26 @@ class AdaptiveMatcher(Matcher):
             found.append(near.topk(min(self.candidates * shapes, count), dim=1, largest=False).indices + start)
             start += count
         return torch.cat(found, dim=1)
+
+
+def _with_the_left(
+    matched: Matched, asked: Float[Tensor, "boxes asked"], chosen: Integer[Tensor, "boxes asked"]
+) -> Matched:
+    """Return the matches with an anchor also for boxes that have none, as far as others can spare one.
+
+    Args:
+        matched: Changed in place.
+        asked: Overlaps of each box with its candidates.
+        chosen: Numbers of the candidates.
+    """
+    counts = matched[matched >= 0].bincount(minlength=len(chosen))
+    for left in (counts == 0).nonzero()[:, 0].tolist():
+        holders = matched[chosen[left]]
+        spare = (holders < 0) | (counts[holders] > 1)
+        if spare.any():
+            matched[chosen[left, asked[left].where(spare, -1.0).argmax()]] = left
+            counts = matched[matched >= 0].bincount(minlength=len(chosen))
+    return matched
 
 
 def _overlaps(boxes: Corners, anchors: Anchors) -> Float[Tensor, "boxes anchors"]:

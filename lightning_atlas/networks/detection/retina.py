@@ -19,7 +19,8 @@ from lightning_atlas.networks.detection.suppression import BoxSelection, clipped
 from lightning_atlas.types import Boxes, Image
 
 ANCHOR_VOXELS = 4.0
-"""Sides of an anchor in voxels of its level. Source: RetinaNet, whose finest level has a stride of 8, sides of 32."""
+"""Side of an anchor, a cube of the image, in voxels of its level along the axis on which these are largest.
+Source: RetinaNet, whose finest level has a stride of 8, sides of 32."""
 
 
 class RetinaAnswer(NamedTuple):
@@ -55,7 +56,8 @@ class RetinaDetector(Detector):
         levels: Which grids of the encoder are used (0: the finest, -1: the coarsest), the coarsest among them.
         features: Channels of the pyramid and the heads, a multiple of 8.
         anchors: Sides along i, j, k, in voxels of the image, of the boxes on the finest grid from which answers are
-            counted; each coarser grid has larger ones. A cube of four voxels of the grid by default.
+            counted; each coarser grid has larger ones. By default a cube, its side four voxels of the grid along the
+            axis on which these are largest.
         matcher: Which anchors shall find a box; `AdaptiveMatcher` by default.
         loss: Of the answers; that of hard negatives and of the generalised overlap by default.
         selection: Which answers are kept; see `BoxSelection`.
@@ -63,6 +65,8 @@ class RetinaDetector(Detector):
     Raises:
         ValueError: The network has no such grids, or the sizes do not fit.
     """
+
+    class_bias = "classification_head.cls_logits.bias"
 
     def __init__(
         self,
@@ -112,6 +116,10 @@ class RetinaDetector(Detector):
     def output_axes(self) -> dict[str, int]:
         """Return the tensors of the last layer of the classes, which lie one after the other for each anchor."""
         return {"classification_head.cls_logits.weight": 0, "classification_head.cls_logits.bias": 0}
+
+    def output_names(self, classes: Sequence[str]) -> dict[str, tuple[str, ...]]:
+        """Return the classes again for each shape of the anchors; there is no background."""
+        return dict.fromkeys(self.output_axes(), tuple(classes) * len(self.shapes))
 
     def resize(self, outputs: int) -> None:
         """Tell that many classes apart, with a fresh last layer, unless there are as many already."""

@@ -1,10 +1,16 @@
 from itertools import permutations
+from typing import cast
 
+import numpy as np
 import pytest
 import torch
 import torchio as tio
+from torchio.transforms import Compose, RandomFlip
 
 from lightning_atlas.data import ColoursToSlices, RandomColoursToSlices
+from lightning_atlas.data.augmentation.slices import colours_are_slices
+from lightning_atlas.data.boxes import follow
+from lightning_atlas.types import Boxes
 
 
 def picture():
@@ -56,6 +62,53 @@ def test_the_history_takes_random_orders_back():
     for _ in range(6):
         after = RandomColoursToSlices()(picture())
         assert torch.equal(after.apply_inverse_transform().image.data, picture().image.data)
+
+
+def test_slices_come_in_a_random_order_too_and_go_back():
+    before, boxes = ColoursToSlices()(picture()), Boxes(torch.tensor([[1.0, 2, 0, 3, 4, 3]]), torch.zeros(1).long())
+    before["boxes"] = boxes
+    seen = set()
+    for seed in range(40):
+        torch.manual_seed(seed)
+        after = RandomColoursToSlices()(before)
+        planes = after.get_image("image").data[0].unbind(2)
+        order = [next(n for n in range(3) if torch.equal(plane, picture().image.data[n, ..., 0])) for plane in planes]
+        seen.add(tuple(order))
+        assert torch.equal(after.get_image("label").data, before.get_image("label").data)
+        assert torch.equal(cast(Boxes, after["boxes"]).corners, boxes.corners)
+        assert follow(boxes, after, (4, 5, 3), np.eye(4))[0].corners.tolist() == boxes.corners.tolist()
+        assert torch.equal(after.apply_inverse_transform().image.data, picture().image.data)
+        torch.manual_seed(seed)
+        torch.rand(1)  # TorchIO asks first whether to apply it
+        move = RandomColoursToSlices().move((1, 4, 5, 3))
+        assert torch.equal(move.pixels(before.get_image("image").data), after.get_image("image").data)
+        assert torch.equal(move.masks(before.get_image("label").data), after.get_image("label").data)
+    assert seen == set(permutations(range(3)))
+
+
+@pytest.mark.parametrize(
+    ("seen", "found"),
+    [
+        ({"augment": [RandomColoursToSlices()], "evaluate": []}, r"ColoursToSlices} at the end of .*evaluate"),
+        (
+            {"augment": [], "evaluate": [Compose([ColoursToSlices()])]},
+            r"RandomColoursToSlices} at .*augment",
+        ),
+        (
+            {"preprocess": [ColoursToSlices(), ColoursToSlices(back=True)], "augment": [RandomColoursToSlices()]},
+            r" ColoursToSlices} at the end of .*preprocess",
+        ),
+    ],
+)
+def test_slices_in_training_or_in_scoring_alone_are_refused(seen, found):
+    with pytest.raises(ValueError, match=found):
+        colours_are_slices(seen)
+
+
+def test_whether_colours_are_slices_is_told():
+    both = [ColoursToSlices(), RandomColoursToSlices()]
+    assert colours_are_slices({"preprocess": both[:1], "augment": both})
+    assert not colours_are_slices({"preprocess": [], "augment": [RandomFlip()]})
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 5, 1), (3, 4, 5, 2), (4, 4, 5, 1)])

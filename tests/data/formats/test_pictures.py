@@ -1,10 +1,13 @@
+import struct
 import subprocess
 import sys
 import zipfile
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
+from PIL.ImageFile import ImageFile
+from PIL.PngImagePlugin import PngInfo
 
 from lightning_atlas.data.formats import read_header, read_image, read_labels
 from lightning_atlas.data.formats.pictures import picture_size, read_colours
@@ -72,6 +75,57 @@ def test_colours_are_read_upright_whatever_the_file_has(mode, tmp_path):
     assert read.dtype == np.uint8
     np.testing.assert_array_equal(read, expected)
     assert picture_size(tmp_path / f"a.{ending}") == (5, 7)
+
+
+def text(key, told):
+    info = PngInfo()
+    info.add_itxt(key, told)
+    return {"pnginfo": info}
+
+
+def tags_of(kind, value):
+    """Return what an EXIF of one entry, the orientation, is in bytes."""
+    return b"II*\0" + struct.pack("<IHHHI4sI", 8, 1, 0x0112, kind, len(value.rstrip(b"\0")), value, 0)
+
+
+XMP = '<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/>'
+SIDEWAYS = tags_of(3, b"\6\0\0\0")
+PLACES = {
+    "xmp.jpg": {"xmp": XMP.encode()},
+    "xmp.png": text("XML:com.adobe.xmp", XMP),
+    "text.png": text("Raw profile type exif", f"\nexif\n{len(SIDEWAYS):8}\n{SIDEWAYS.hex()}\n"),
+}
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_the_orientation_is_found_wherever_pillow_finds_it(name, tmp_path, monkeypatch):
+    pixels = np.zeros((16, 24, 3), np.uint8)
+    pixels[:8, :8] = 255
+    file = tmp_path / name
+    Image.fromarray(pixels).save(file, **PLACES[name])
+    with Image.open(file) as picture:
+        expected = np.asarray(ImageOps.exif_transpose(picture))
+    assert expected.shape == (24, 16, 3)
+    np.testing.assert_array_equal(read_colours(file), expected)
+    np.testing.assert_array_equal(read_image(file).data[..., 0].permute(2, 1, 0), expected)
+    monkeypatch.delattr(ImageFile, "load")  # a header is read without the pixels
+    assert picture_size(file) == read_header(file).shape[:2] == (16, 24)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("words.jpg", {"exif": b"Exif\0\0" + tags_of(2, b"6\0\0\0")}),
+        ("beyond.jpg", {"exif": b"Exif\0\0" + tags_of(3, b"\x09\0\0\0")}),
+        ("garbled.png", {"exif": b"Exif\0\0no tags at all"}),
+        ("garbled_text.png", text("Raw profile type exif", "\nexif\n 4\nzzzz\n")),
+    ],
+)
+def test_an_orientation_that_is_none_turns_nothing(name, told, tmp_path):
+    pixels = np.zeros((5, 7, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / name, **told)
+    np.testing.assert_array_equal(read_colours(tmp_path / name), pixels)
+    assert picture_size(tmp_path / name) == (7, 5)
 
 
 @pytest.mark.parametrize("harm", ["cut", "garbled"])

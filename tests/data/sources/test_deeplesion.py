@@ -112,19 +112,28 @@ def test_marked_slices_alone_are_repeated(tmp_path):
     (tmp_path / "Key_slices").mkdir()
     Image.fromarray(plane(110)).save(tmp_path / "Key_slices" / "000001_01_01_110.png")
     (tmp_path / "DL_info.csv").write_text("\n".join([COLUMNS, line()]), encoding="utf-8")
-    (case,) = read_layout(tmp_path).cases
-    assert read_channels(case).data[0, 3, 0].unique().tolist() == [1103]
+    result = read_layout(tmp_path)
+    assert read_channels(result.cases[0]).data[0, 3, 0].unique().tolist() == [1103]
+    assert any("of 1 slices no neighbour is here: their planes are nine times" in note for note in result.notes)
+
+
+@pytest.mark.parametrize("neighbour", [109, 111])
+def test_a_slice_with_a_neighbour_is_not_said_to_be_alone(tmp_path, neighbour):
+    result = read_layout(written(tmp_path, [line()], [110, neighbour]))
+    assert len(read_channels(result.cases[0]).data[0, 0, 0].unique()) > 1
+    assert not any("neighbour" in note for note in result.notes)
 
 
 def test_training_sees_boxes_over_all_planes_where_the_lesion_is(tmp_path):
-    lines = [line(number=104), line(number=110, box=(1, 1, 9, 9), split=2)]
-    folder = written(tmp_path, lines)
-    for number in (104, 110):  # a dark lesion where the box is
+    lines = [line(number=104), line("000002_01_01", box=(1, 1, 9, 9), split=2)]
+    for series in ("000001_01_01", "000002_01_01"):
+        written(tmp_path, lines, series=series)
+    for series, number in (("000001_01_01", 104), ("000002_01_01", 110)):  # a dark lesion where the box is
         dark = plane(number)
         dark[slice(3, 8) if number == 104 else slice(0, 8), slice(4, 10) if number == 104 else slice(0, 8)] -= 900
-        Image.fromarray(dark).save(folder / "Images_png" / "000001_01_01" / f"{number}.png")
+        Image.fromarray(dark).save(tmp_path / "Images_png" / series / f"{number}.png")
     data = ScanDataModule(
-        ScanLayout(folder),
+        ScanLayout(tmp_path),
         boxes=SourceBoxes(["lesion"], planar=True),
         preprocess=[ToOrientation("LPS"), Clamp(-1024, 1050), RescaleIntensity((0, 255), in_min_max=(-1024, 1050))],
         augment=[RandomFlip((0,)), RandomFlip((2,))],

@@ -168,6 +168,9 @@ def test_one_image_under_two_names_is_refused_with_both_also_through_a_link(tmp_
     (tmp_path / "b.nii").symlink_to("a.nii")
     with pytest.raises(ValueError, match="one image under two names: a and b both have"):
         check_leaks([Case(name, "train", tmp_path / f"{name}.nii") for name in "ab"])
+    (tmp_path / "again").symlink_to(tmp_path)
+    with pytest.raises(ValueError, match="one image under two names: a and b both have"):
+        check_leaks([Case("a", "train", tmp_path / "a.nii"), Case("b", "test", tmp_path / "again" / "a.nii")])
 
 
 def test_simulated_subjects_of_one_scan_are_no_leak():

@@ -1,9 +1,13 @@
+from itertools import product
 from typing import Any
 
 import pytest
 import torch
 from monai.data.box_utils import box_pair_giou
 
+from lightning_atlas.contract import Contract
+from lightning_atlas.intake import load_weights, start_at_prior
+from lightning_atlas.intake.weights import SourceWeights
 from lightning_atlas.networks import P3D, BoxSelection, DepthPolicy, Proposing, Refining, SliceDetector, UNet
 from lightning_atlas.networks.base import check_stages
 from lightning_atlas.networks.detection import faster
@@ -178,6 +182,32 @@ def test_resizing_makes_only_the_last_layers_anew():
     changed = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == set(network.output_axes())
     assert (network.classes, network.bbox_head.fc_reg.out_features) == (1, 8)
+
+
+def test_a_class_is_taken_by_name_with_its_deltas():
+    source, network = built(classes=2), built(classes=3)
+    for each in source.bbox_head.parameters():
+        torch.nn.init.normal_(each)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    told = Contract(classes=("lesion", "node"), predicts="boxes")
+    given = SourceWeights(dict(source.state_dict()), told, "memory", "")
+    report = load_weights(network, given, ("mass", "node", "lesion"))
+    assert (report.fresh_outputs, report.fresh, report.left_over) == (["mass"], [], [])
+    for layer, each in product(("fc_cls", "fc_reg"), ("weight", "bias")):
+        name = f"bbox_head.{layer}.{each}"
+        was, now, then = (
+            state[name].unflatten(0, (-1, 4 if layer == "fc_reg" else 1))
+            for state in (source.state_dict(), network.state_dict(), before)
+        )
+        assert torch.equal(now, torch.stack([was[0], then[1], was[2], was[1]]))
+
+
+def test_classes_start_at_the_prior_and_boxes_where_they_were():
+    network = built(classes=2)
+    before = network.bbox_head.fc_reg.bias.detach().clone()
+    start_at_prior(network, ("lesion", "node"), {"lesion": 0.1, "node": 0.02})
+    torch.testing.assert_close(network.bbox_head.fc_cls.bias.softmax(0), torch.tensor([0.88, 0.1, 0.02]))
+    assert torch.equal(network.bbox_head.fc_reg.bias, before)
 
 
 def test_stages_hold_every_tensor_once():

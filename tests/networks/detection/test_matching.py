@@ -67,6 +67,16 @@ def test_a_box_that_no_candidate_suits_is_found_by_the_one_that_overlaps_it_most
     assert AdaptiveMatcher(2, inside=True)(box, anchors, [2]).tolist() == [0, NOTHING]
 
 
+def test_a_box_in_the_middle_of_a_larger_one_keeps_an_anchor_and_so_does_the_larger():
+    boxes = torch.tensor([[30.0, 30, 30, 50, 50, 50], [37, 37, 37, 43, 43, 43], [38, 38, 38, 42, 42, 42]])
+    steps = (4, 8, 16)
+    levels = [grid_anchors((96 // s,) * 3, (s,) * 3, [(4.0 * s,) * 3], boxes.device) for s in steps]
+    matched = AdaptiveMatcher()(boxes, torch.cat(levels), [len(each) for each in levels])
+    assert matched.unique().tolist() == [NOTHING, 0, 1, 2]
+    alone = AdaptiveMatcher()(boxes[:1], torch.cat(levels), [len(each) for each in levels])
+    assert (alone[matched == 0] == 0).all()  # what the others have was its own, or nobody's
+
+
 @pytest.mark.parametrize("matcher", [AdaptiveMatcher(), AdaptiveMatcher(inside=True), OverlapMatcher()])
 def test_a_box_alone_is_found_and_without_boxes_nothing_is(matcher):
     anchors = torch.cat(

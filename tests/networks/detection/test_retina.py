@@ -1,3 +1,4 @@
+from itertools import product
 from typing import Any
 
 import pytest
@@ -6,7 +7,7 @@ from monai.apps.detection.networks.retinanet_network import RetinaNet
 from monai.data.box_utils import box_pair_giou
 
 from lightning_atlas.contract import Contract
-from lightning_atlas.intake import load_weights
+from lightning_atlas.intake import load_weights, start_at_prior
 from lightning_atlas.intake.weights import SourceWeights
 from lightning_atlas.networks import (
     R3D,
@@ -153,6 +154,46 @@ def test_classes_are_taken_by_name_and_new_ones_stay_fresh():
     assert report.fresh_outputs == ["kidney"]
 
 
+THREE = [[8.0, 8.0, 8.0], [16.0, 16.0, 16.0], [24.0, 16.0, 8.0]]
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "shapes", "fresh"),
+    [
+        (("nodule",), ("liver_lesion",), 2, ["liver_lesion"]),  # as many logits as softmax has of one class
+        (("liver", "spleen"), ("kidney", "spleen", "liver"), 3, ["kidney"]),
+        (("liver", "spleen"), ("spleen", "liver"), 3, []),
+    ],
+)
+def test_each_shape_of_an_anchor_takes_its_classes_by_name(theirs, ours, shapes, fresh):
+    source, network = (built(classes=len(each), anchors=THREE[:shapes]) for each in (theirs, ours))
+    torch.nn.init.normal_(source.classification_head.cls_logits.weight)
+    before = network.classification_head.cls_logits.weight.detach().clone()
+    given = SourceWeights(dict(source.state_dict()), Contract(classes=theirs, predicts="boxes"), "memory", "")
+    assert load_weights(network, given, ours).fresh_outputs == fresh
+    was, now = (each.classification_head.cls_logits.weight for each in (source, network))
+    for row, (shape, name) in enumerate(product(range(shapes), ours)):
+        known = name in theirs
+        assert torch.equal(now[row], was[shape * len(theirs) + theirs.index(name)] if known else before[row])
+
+
+def test_weights_for_another_number_of_shapes_leave_the_classes_fresh():
+    source, network = built(classes=2, anchors=THREE), built(classes=3, anchors=THREE[:2])  # six logits each
+    torch.nn.init.normal_(source.classification_head.cls_logits.weight)
+    before = network.classification_head.cls_logits.weight.detach().clone()
+    given = SourceWeights(dict(source.state_dict()), Contract(classes=("a", "b"), predicts="boxes"), "memory", "")
+    assert load_weights(network, given, ("b", "c", "a")).fresh_outputs == ["b", "c", "a"]
+    assert torch.equal(network.classification_head.cls_logits.weight, before)
+
+
+@pytest.mark.parametrize(("shapes", "shares"), [(2, {"a": 0.1}), (3, {"a": 0.2, "b": 0.05}), (2, {"a": 0.8, "b": 0.7})])
+def test_each_shape_of_an_anchor_starts_at_the_prior(shapes, shares):
+    network = built(classes=len(shares), anchors=THREE[:shapes])
+    start_at_prior(network, tuple(shares), shares)
+    bias = network.classification_head.cls_logits.bias
+    torch.testing.assert_close(bias.sigmoid(), torch.tensor([*shares.values()] * shapes))
+
+
 def test_levels_are_what_the_decoder_reads_and_lie_on_the_grids_that_are_said():
     image = torch.randn(1, 1, 16, 32, 16)
     for encoder in (UNet(features=(4, 8, 16)), SegResNet(init_filters=8, blocks_down=(1, 1, 2), blocks_up=(1, 1))):
@@ -188,7 +229,7 @@ def test_grids_of_an_encoder_that_keeps_its_slices_are_anisotropic():
     network = RetinaDetector(R3D(features=8, norm="group"), features=8, levels=(1, 2, 3, 4))
     answer = network(torch.zeros(1, 1, 64, 32, 3))
     assert [len(each) for each in answer.anchors] == [16 * 8 * 3, 8 * 4 * 3, 4 * 2 * 3, 2 * 1 * 3]
-    assert answer.anchors[0][1].tolist() == [-6.0, -6.0, -6.5, 10.0, 10.0, 9.5]
+    assert answer.anchors[0][1].tolist() == [-6.0, -6.0, -6.5, 10.0, 10.0, 9.5]  # a cube of the image all the same
 
 
 def test_of_a_network_that_decodes_a_pyramid_the_pyramid_is_taken():

@@ -7,15 +7,16 @@ from pathlib import Path
 
 from lightning_atlas.data.sources.layouts.bids import BIDS
 from lightning_atlas.data.sources.layouts.case_folders import ABDOMENATLAS, TOTALSEGMENTATOR_CT_MR
+from lightning_atlas.data.sources.layouts.coco import COCO
 from lightning_atlas.data.sources.layouts.deeplesion import DEEPLESION
 from lightning_atlas.data.sources.layouts.flat import FLAT
+from lightning_atlas.data.sources.layouts.imagefolder import IMAGEFOLDER
 from lightning_atlas.data.sources.layouts.lidc import LIDC, LIDC_BY_NODULE
 from lightning_atlas.data.sources.layouts.listed import DECATHLON, LISTED
 from lightning_atlas.data.sources.layouts.listing import visible
 from lightning_atlas.data.sources.layouts.names import rename, spelling_notes
 from lightning_atlas.data.sources.layouts.nnunet import NNUNET
 from lightning_atlas.data.sources.layouts.pair import PAIR
-from lightning_atlas.data.sources.layouts.pictures import COCO, IMAGEFOLDER
 from lightning_atlas.data.sources.layouts.result import Layout, LayoutResult
 from lightning_atlas.data.sources.layouts.saros import SAROS
 from lightning_atlas.data.sources.layouts.slicer import SLICER

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning_atlas.data.cases import Split
-from lightning_atlas.data.slab import Slab
+from lightning_atlas.data.slab import Slab, numbered, plane_number
 from lightning_atlas.data.sources.layouts.listing import SPLIT_NAMES, folders, visible
 from lightning_atlas.data.sources.layouts.result import Layout, LayoutResult
 from lightning_atlas.data.sources.tables import read_json, read_rows
@@ -64,7 +64,7 @@ def read_deeplesion(path: Path) -> LayoutResult:
         result.notes.append(f"{flat} boxes without an extent are left out")
     root = path.parent if path.is_file() else path
     places = [place for folder in (root, root.parent) for place in _places(folder)]
-    lost = 0
+    lost = alone = 0
     for one in slices:
         files = [place / one.series / f"{one.number}.png" for place in places]
         files += [place / f"{one.series}_{one.number}.png" for place in places if place.name == KEYS]
@@ -73,6 +73,7 @@ def read_deeplesion(path: Path) -> LayoutResult:
             lost += 1
             continue
         slab = Slab(one.spacing_mm, PLANES, INTERVAL_MM, OFFSET)
+        alone += slab.spacing_mm[2] > 0 and _is_alone(image)
         facts = {"modality": "CT", "patient": one.series.partition("_")[0], "slab": slab}
         boxes = tuple(box for box in one.boxes if _extends(box))
         result.add(f"{one.series}_{one.number}", one.split, image, {"boxes": boxes}, **facts)
@@ -84,6 +85,9 @@ def read_deeplesion(path: Path) -> LayoutResult:
     unknown = sum(case.slab is not None and not case.slab.spacing_mm[2] > 0 for case in result.cases)
     if unknown:
         result.notes.append(f"of {unknown} slices the interval is not known: their planes are nine times the slice")
+    if alone:
+        told = f"of {alone} slices no neighbour is here: their planes are nine times the slice"
+        result.notes.append(f"{told}; the others are in {WHOLE} of the release")
     return result
 
 
@@ -108,6 +112,11 @@ def _places(folder: Path) -> Iterator[Path]:
     for name in (WHOLE, KEYS):
         yield from (folder / name / name, folder / name)
     yield folder
+
+
+def _is_alone(image: Path) -> bool:
+    number = plane_number(image)
+    return not any(numbered(image, number + way).is_file() for way in (-1, 1))
 
 
 def _from_table(table: Path, result: LayoutResult) -> list[Slice]:
