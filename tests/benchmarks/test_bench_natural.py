@@ -93,7 +93,7 @@ def test_the_table_compares_each_start_with_its_own_scratch_and_shows_the_copy(b
 
 def test_runs_go_on_at_the_rate_that_did_best_on_what_no_table_shows(benchmark):
     bench = benchmark("bench_natural")
-    run = bench.Run("R3D from scratch", None, "v", "abc", 16, 20, 1, 9, 0.0, "cpu")
+    run = bench.Run("R3D from scratch", None, "v", "abc", 16, 20, 1, 9, 0.0, "cpu", "target/abdomen_mr")
     tried = bench.trials_of([run, bench.replace(run, arm="U-Net from scratch")])
     assert [(each.share, each.seed, each.rate) for each in tried[:4]] == [(40, 0, rate) for rate in bench.RATES]
     trials = [
@@ -104,6 +104,8 @@ def test_runs_go_on_at_the_rate_that_did_best_on_what_no_table_shows(benchmark):
 
 def test_results_are_found_again_wherever_the_folder_lies(benchmark):
     run = benchmark("bench_natural").Run
-    one, other = (run("arm", f"{place}/w", f"{place}/v", "abc", 16, 20, 0, 9, 1e-3, "cpu") for place in "ab")
+    one, other = (
+        run("arm", f"{place}/w", f"{place}/v", "abc", 16, 20, 0, 9, 1e-3, "cpu", "target/abdomen_mr") for place in "ab"
+    )
     assert one.name == other.name
-    assert run("arm", "a/w", "a/v", "other", 16, 20, 0, 9, 1e-3, "cpu").name != one.name
+    assert run("arm", "a/w", "a/v", "other", 16, 20, 0, 9, 1e-3, "cpu", "target/abdomen_mr").name != one.name
