@@ -38,6 +38,8 @@ ARMS = {
     "U-Net from scratch": Arm("UNet"),
     "U-Net from CT (starter)": Arm("UNet", "starter_abdomen_ct"),
     "R3D from scratch, 4 x steps": Arm("R3D", times=4),
+    "R3D from pictures, 4 x steps": Arm("R3D", "vdt.ckpt", times=4),
+    "R3D from 2D, centre, 4 x steps": Arm("R3D", "flat.pt", "centre", times=4),
     "R3D from 2D, mean": Arm("R3D", "flat.pt", "mean"),
 }
 SHORT_ARMS = tuple(ARMS)[:3]
@@ -82,14 +84,17 @@ def report(results: Sequence[Mapping[str, Any]], where: str) -> str:
             "" if arm == scratch or ARMS[arm].times > 1 or not wanted else reaches(found, statistics.mean(wanted))
         )
         lines.append(f"{arm:<30}{told:>10}{_cells(found, shares)}  {compared}".rstrip())
-    copies = {
-        share: list(
-            {e["seed"]: e[f"{where}, copy"] for e in results if e["share"] == share and f"{where}, copy" in e}.values()
-        )
-        for share in shares
-    }
-    lines.append(f"{COPY:<30}{'-':>9} {_cells(copies, shares)}".rstrip())
+    lines.append(f"{COPY:<30}{'-':>9} {_cells(copied(results, where), shares)}".rstrip())
     return "\n".join(lines)
+
+
+def copied(results: Sequence[Mapping[str, Any]], where: str) -> dict[int, list[float]]:
+    """Return by share what copies of the nearest drawn plane score, of each seed once."""
+    key = f"{where}, copy"
+    return {
+        share: list({each["seed"]: each[key] for each in results if each["share"] == share and key in each}.values())
+        for share in sorted({each["share"] for each in results})
+    }
 
 
 def _cells(found: Mapping[int, Sequence[float]], shares: Sequence[int]) -> str:
@@ -105,44 +110,50 @@ def still_rising(results: Sequence[Mapping[str, Any]]) -> list[str]:
     for arm in (name for name in ARMS if any((each["arm"], each["share"]) == (name, 100) for each in results)):
         own = [each for each in results if (each["arm"], each["share"]) == (arm, 100)]
         gains = [each["curve"][str(each["steps"])] - each["curve"][str(round(0.75 * each["steps"]))] for each in own]
-        lines.append(f"  {arm:<28}{statistics.mean(gains):+.3f}")
+        lines.append(f"  {arm:<32}{statistics.mean(gains):+.3f}")
     return lines
 
 
 def draw(results: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw Dice over the share of planes, and over the steps at the smallest and the largest share."""
+    """Draw Dice over the share of planes, over the steps at the smallest and the largest share, and over more steps."""
     from matplotlib.figure import Figure
 
     from lightning_atlas.callbacks.pictures import write_picture
 
+    where, names = "held-out planes", [name for name in ARMS if any(each["arm"] == name for each in results)]
     shares = sorted({each["share"] for each in results})
-    results = [each for each in results if ARMS[each["arm"]].times == 1]
-    figure = Figure(figsize=(13, 4.6), dpi=130, layout="constrained")
-    axes = figure.subplots(1, 3, sharey=True)
-    for arm in (name for name in ARMS if any(each["arm"] == name for each in results)):
-        style = {
-            "linestyle": "-" if ARMS[arm].family == "R3D" else "--",
+    figure = Figure(figsize=(16, 4.6), dpi=130, layout="constrained")
+    first, *others = figure.subplots(1, 4, sharey=True)
+    colours = {key: f"C{number}" for number, key in enumerate(dict.fromkeys(ARMS[name][:3] for name in ARMS))}
+    styles: dict[str, Any] = {
+        name: {
+            "color": colours[ARMS[name][:3]],
+            "linestyle": "-" if ARMS[name].family == "R3D" else "--",
             "marker": "o",
             "markersize": 3.5,
-            "label": arm,
+            "label": name,
         }
-        found = means(results, arm, "held-out planes")
-        middle = [statistics.mean(some) for some in found.values()]
-        (line,) = axes[0].plot(list(found), middle, **style)
-        axes[0].fill_between(
-            list(found),
-            *([pick(some) for some in found.values()] for pick in (min, max)),
-            alpha=0.12,
-            color=line.get_color(),
-        )
-        for place, share in zip(axes[1:], (shares[0], shares[-1]), strict=True):
-            curves = [each["curve"] for each in results if (each["arm"], each["share"]) == (arm, share)]
+        for name in names
+    }
+    for name in (name for name in names if ARMS[name].times == 1):
+        found = means(results, name, where)
+        first.plot(list(found), [statistics.mean(some) for some in found.values()], **styles[name])
+        ends = ([pick(some) for some in found.values()] for pick in (min, max))
+        first.fill_between(list(found), *ends, alpha=0.12, color=styles[name]["color"])
+    copies = copied(results, where)
+    if any(copies.values()):
+        middle = [statistics.mean(some) if some else float("nan") for some in copies.values()]
+        first.plot(list(copies), middle, color="black", linestyle=":", label=COPY)
+    for place, share, times in zip(others, (shares[0], shares[-1], shares[-1]), (False, False, True), strict=True):
+        for name in (name for name in names if (ARMS[name].times > 1) == times):
+            curves = [each["curve"] for each in results if (each["arm"], each["share"]) == (name, share)]
             steps = sorted(map(int, curves[0]))
-            place.plot(steps, [statistics.mean(each[str(step)] for each in curves) for step in steps], **style)
-            place.set_title(f"{share} % of the drawn planes", fontsize=10)
-            place.set_xlabel("optimizer steps")
-    axes[0].set_title("at the end; bands: lowest and highest seed", fontsize=10)
-    axes[0].set_xlabel(f"percent of {MOST} drawn planes")
-    axes[0].set_ylabel("mean Dice on planes that no run saw")
-    axes[0].legend(fontsize=8, frameon=False)
+            place.plot(steps, [statistics.mean(each[str(step)] for each in curves) for step in steps], **styles[name])
+        longer = ", four times the steps" if times else ""
+        place.set_title(f"{share} % of the drawn planes{longer}", fontsize=10)
+        place.set_xlabel("optimizer steps")
+    first.set_title("at the end; bands: lowest and highest seed", fontsize=10)
+    first.set_xlabel(f"percent of {MOST} drawn planes")
+    first.set_ylabel("mean Dice on planes that no run saw")
+    figure.legend(*first.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     write_picture(figure, path)
