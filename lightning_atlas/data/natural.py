@@ -66,7 +66,7 @@ class PictureDataModule(LightningDataModule):
         boxes: Boxes are to be predicted, those of the source, instead of anything of whole pictures.
         classes: Names of the classes in the order of the network's outputs. Those that the source names go by their
             names, so the order is free and some may have no picture; numbers without names count in it from 0. `null`
-            takes the source's.
+            takes the source's, or the names of `targets`.
         augment: Transforms of training pictures, of TorchIO and of ours: `RandomResizedCrop`, `RandomCrop`,
             `RandomResizePicture`, `RandomFlip`, `RandomColoursToSlices`.
         evaluate: Transforms of all others, of which none may draw: `ResizePicture`, `CentreCrop`, `ColoursToSlices`.
@@ -105,6 +105,10 @@ class PictureDataModule(LightningDataModule):
         super().__init__()
         if boxes and targets is not None:
             raise ValueError("PictureDataModule predicts boxes or targets of whole pictures: leave one of them out")
+        if targets is not None and classes:
+            raise ValueError("PictureDataModule: targets name the classes, so leave data.init_args.classes out")
+        if classes and len(set(classes)) < len(classes):
+            raise ValueError(f"PictureDataModule: classes names each class once; found {', '.join(classes)}")
         if deviation <= 0:
             raise ValueError(f"PictureDataModule: deviation divides, so it is above 0; found {deviation}")
         self.source = source

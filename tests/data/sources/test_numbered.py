@@ -96,3 +96,15 @@ def test_classes_that_are_mirror_images_by_name_are_not_mirrored(tmp_path):
     assert PictureDataModule(source).contract.mirrored_axes == ()
     whales = folders(tmp_path / "whales", "right_whale", "grey_whale")
     assert PictureDataModule(whales, augment=[RandomFlip(axes=(0,))]).contract.mirrored_axes == ("i",)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"classes": ["cat", "dog"], "targets": Targets("class", ["cat", "dog"])}, "targets name the classes"),
+        ({"classes": ["cat", "dog", "cat"]}, "each class once; found cat, dog, cat"),
+    ],
+)
+def test_classes_are_named_once(tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message):
+        PictureDataModule(folders(tmp_path, "cat", "dog"), **settings)
