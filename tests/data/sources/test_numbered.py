@@ -71,7 +71,7 @@ def test_a_mixture_of_folders_numbers_the_classes_of_all_once(tmp_path):
 def test_what_folders_leave_out_is_told_before_a_run(tmp_path, capsys):
     source = folders(tmp_path / "a", "cat", "dog")
     (tmp_path / "a/train/cat/1.bmp").touch()
-    wanted = "note: 1 files left out: 1 .bmp\nnote: classes: 0 cat, 1 dog\n"
+    wanted = "note: files left out: 1 .bmp\nnote: classes: 0 cat, 1 dog\n"
     PictureDataModule(source).prepare_data()
     assert capsys.readouterr().out == wanted
     PictureDataModule(Mixture({"a": source})).prepare_data()

@@ -63,7 +63,7 @@ def read_imagefolder(path: Path) -> LayoutResult:
             taken.add(subject.casefold())
             result.add(subject, split, file, {"target": numbers[folder.name]}, dataset=dataset)
     if left_out := sum((each.others for each in classes), left_out):
-        result.notes.append(f"{left_out.total()} files left out: {_told(left_out)}")
+        result.notes.append(f"files left out: {_told(left_out)}")
     if bare := [*bare, *(each.folder for each in classes if not each.images)]:
         some = ", ".join(folder.relative_to(path).as_posix() for folder in bare)
         result.notes.append(f"folders without a picture are left out: {some}")
