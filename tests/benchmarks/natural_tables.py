@@ -147,7 +147,7 @@ def draw(results: Sequence[Mapping[str, Any]], path: Path) -> None:
     for place, share, times in zip(others, (shares[0], shares[-1], shares[-1]), (False, False, True), strict=True):
         for name in (name for name in names if (ARMS[name].times > 1) == times):
             curves = [each["curve"] for each in results if (each["arm"], each["share"]) == (name, share)]
-            steps = sorted(map(int, curves[0]))
+            steps = sorted(map(int, curves[0])) if curves else []  # a table may be asked for before all runs are done
             place.plot(steps, [statistics.mean(each[str(step)] for each in curves) for step in steps], **styles[name])
         longer = ", four times the steps" if times else ""
         place.set_title(f"{share} % of the drawn planes{longer}", fontsize=10)

@@ -91,6 +91,13 @@ def test_the_table_compares_each_start_with_its_own_scratch_and_shows_the_copy(b
     assert lines["nearest drawn plane copied"] == ["-", "0.100", "[0.100,", "0.100]", "0.500", "[0.500,", "0.500]"]
 
 
+def test_runs_that_are_not_done_are_left_out_of_the_picture(benchmark, tmp_path):
+    curve = {"curve": {"1": 0.1, "2": 0.2}}
+    done = [result("R3D from scratch", share, 0, 0.2) | curve for share in (20, 100)]
+    benchmark("natural_tables").draw([*done, result("U-Net from scratch", 20, 0, 0.1) | curve], tmp_path / "it.png")
+    assert (tmp_path / "it.png").stat().st_size > 10_000
+
+
 def test_runs_go_on_at_the_rate_that_did_best_on_what_no_table_shows(benchmark):
     bench = benchmark("bench_natural")
     run = bench.Run("R3D from scratch", None, "v", "abc", 16, 20, 1, 9, 0.0, "cpu", "target/abdomen_mr")
